@@ -1,0 +1,196 @@
+"""attend(), look(), explain(): check the call, choose a backend, run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limelight.backends.protocol import Call
+from limelight.backends.select import BACKENDS, choose
+from limelight.contract import check_bias, check_dropout, check_inputs
+from limelight.errors import ArgumentError
+from limelight.masks import Block, Mask
+from limelight.masks.block import fold_lead
+from limelight.scores import Score, dot
+from limelight.view import AttentionView, Observation, check_observations
+
+_DEFAULT_SCORE = dot()
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score: Score | None = None,
+    mask: Mask | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(score(query, key) + bias, over the keys that mask allows) value, exactly.
+
+    Scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1) when nothing but query, key and value is
+    given; other mechanisms by `score`. A query that may attend to nothing gives output 0 and gradient 0. What stands at
+    masked-out keys and values never reaches the result, be it NaN or inf. Accumulation is float32 or wider.
+
+    Arguments:
+        query: [..., H, T, D], float16, bfloat16, float32 or float64.
+        key: [..., G, S, D], the same dtype and device; G divides H: query head h meets key head h // (H / G).
+        value: [..., G, S, E].
+        score: how a query meets a key, from `limelight.scores`; None: `dot()`, q·k / sqrt(D).
+        mask: who may attend to whom, from `limelight.masks`; None: everyone to everyone.
+        bias: added to the scores, float, broadcasts to [..., H, T, S]; gradients flow to it. -inf forbids.
+        dropout: probability in [0, 1) with which a weight is dropped; the others are divided by 1 - dropout.
+        seed: integer in [0, 2^63) for dropout; None: drawn from torch's default generator, so `torch.manual_seed` fixes
+            it. The same seed drops the same weights, in every backend.
+        backend: "auto" (the fastest that can), or a name; see `explain`.
+
+    Result: [..., H, T, E], the dtype of value.
+
+    Errors: ArgumentError for an argument that breaks a rule; BackendError if the named backend cannot run the call.
+
+    Example: `attend(q, k, v, mask=causal())` with q [2, 8, 5, 64], k [2, 2, 7, 64], v [2, 2, 7, 32] gives [2, 8, 5, 32].
+    """
+    call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=False)
+    output = choose(call, backend).run(call).output
+    return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
+
+
+def look(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score: Score | None = None,
+    mask: Mask | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+    backend: str = "auto",
+    observe: Sequence[str | Observation] = (),
+) -> tuple[Tensor, AttentionView]:
+    """As `attend`, and a view of the attention matrix, which is not stored: the view computes what is asked of it.
+
+    Arguments: as `attend`, and
+        observe: what is to be gathered at once: "received", "entropy", `top(k)`. The view then holds the answers.
+
+    Result: (output, view). The view's weights are those before dropout.
+
+    Errors: as `attend`; ArgumentError for an unknown name in `observe`.
+
+    Example: `output, view = look(q, k, v, observe=("entropy", top(8)))`; then `view.top(8).indices` is [..., H, T, 8].
+    """
+    observe = check_observations(observe)
+    call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=True)
+    result = choose(call, backend).run(call)
+    assert result.lse is not None
+    view = AttentionView(call, result.lse)
+    view.gather(observe)
+    return result.output.reshape(query.shape[:-1] + result.output.shape[-1:]), view
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend runs a call, and what each of them says.
+
+    `chosen` is its name; `reasons` maps each backend's name to why it cannot run the call, None if it can.
+    """
+
+    chosen: str
+    reasons: dict[str, str | None]
+
+    def __str__(self) -> str:
+        lines = [f"backend: {self.chosen}"]
+        for name, reason in self.reasons.items():
+            state = "chosen" if name == self.chosen else "can run" if reason is None else f"cannot: {reason}"
+            lines.append(f"  {name:<10} {state}")
+        return "\n".join(lines)
+
+
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score: Score | None = None,
+    mask: Mask | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+    backend: str = "auto",
+    observe: Sequence[str | Observation] | None = None,
+) -> Explanation:
+    """Which backend `attend` would run for these arguments and why the others cannot; nothing is computed but checks.
+
+    Arguments: as `attend`; with `observe` (an empty tuple will do) as `look`.
+
+    Errors: as `attend`.
+
+    Example: `print(explain(q, k, v, mask=causal()))`.
+    """
+    if observe is not None:
+        check_observations(observe)
+    call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=observe is not None)
+    return Explanation(choose(call, backend).name, {one.name: one.refusal(call) for one in BACKENDS})
+
+
+def _checked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score: Score | None,
+    mask: Mask | None,
+    bias: Tensor | None,
+    dropout: float,
+    seed: int | None,
+    *,
+    wants_lse: bool,
+) -> Call:
+    """The call, checked, prepared by its score, its leading axes folded into one."""
+    check_inputs(query, key, value)
+    score = _DEFAULT_SCORE if score is None else score
+    if not isinstance(score, Score):
+        raise ArgumentError(
+            f"score must be one of limelight.scores, such as dot(1.0); it is {score!r}. "
+            f"For a function use tile_score(fn)."
+        )
+    score.check(query, key)
+    lead = tuple(query.shape[:-3])
+    if bias is not None:
+        full = (*query.shape[:-1], key.shape[-2])
+        check_bias(bias, query, full)
+        bias = fold_lead(bias, lead, 3)
+    query, key = score.prepare(query, key)
+    if len(lead) != 1:
+        size = math.prod(lead)
+        query, key, value = (one.reshape(size, *one.shape[-3:]) for one in (query, key, value))
+    if dropout:
+        check_dropout(dropout)
+        seed = _seed(seed)
+    call = Call(query, key, value, score, mask, bias, dropout, seed or 0, lead, wants_lse)
+    if mask is not None:
+        _check_mask(mask, call.whole())
+    return call
+
+
+def _check_mask(mask: Mask, whole: Block) -> None:
+    if not isinstance(mask, Mask):
+        raise ArgumentError(
+            f"mask must be one of limelight.masks, such as causal() & lengths(counts); it is {type(mask).__name__}. "
+            f"For a bool tensor (True: may attend) use dense(tensor)."
+        )
+    mask.check(whole)
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        return int(torch.randint(2**63 - 1, ()))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed must be an integer in [0, 2^63), or None to draw one; it is {seed!r}.")
+    return seed

@@ -1,0 +1,55 @@
+"""Sums in which a weight of zero for what may not be attended to is a true zero, even against NaN and inf."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def all_finite(*tensors: Tensor | None) -> bool:
+    """Whether every number is finite, by one sum each; may say False when a sum of finite numbers overflows."""
+    return all(
+        tensor is None or math.isfinite(float(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))))
+        for tensor in tensors
+    )
+
+
+def without_nonfinite(tensor: Tensor) -> Tensor:
+    """The tensor with NaN and inf replaced by 0."""
+    return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class Strays:
+    """NaN and inf that allowed pairs let through: flags [n, H, t, E], gathered over the blocks of a row piece."""
+
+    __slots__ = ("minus", "nan", "plus")
+
+    def __init__(self) -> None:
+        self.nan: Tensor | None = None
+        self.plus: Tensor | None = None
+        self.minus: Tensor | None = None
+
+    def add(self, allowed: Tensor, value: Tensor) -> None:
+        """Note what `value` [n, H, s, E] holds where `allowed` [n, H, t, s] is True."""
+        weight = allowed.to(value.dtype)
+        for name, found in (("nan", value.isnan()), ("plus", value.isposinf()), ("minus", value.isneginf())):
+            flag = torch.matmul(weight, found.to(value.dtype)) > 0
+            have = getattr(self, name)
+            setattr(self, name, flag if have is None else have | flag)
+
+    def apply(self, total: Tensor) -> Tensor:
+        """Put them into the sum of the finite part: NaN, or inf of the sign that came."""
+        if self.nan is None or self.plus is None or self.minus is None:
+            return total
+        total = total + torch.where(self.plus, math.inf, 0.0).to(total.dtype)
+        total = total - torch.where(self.minus, math.inf, 0.0).to(total.dtype)
+        return total.masked_fill(self.nan, math.nan)
+
+
+def weighted_sum(weights: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """Σ over allowed pairs of weight · value, for weights [n, H, t, s] of at least 0 and value [n, H, s, E]."""
+    strays = Strays()
+    strays.add(allowed, value)
+    return strays.apply(torch.matmul(weights, without_nonfinite(value)))

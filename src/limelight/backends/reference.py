@@ -1,0 +1,97 @@
+"""The textbook: the full matrix, in plain torch and ordinary autograd. The definition of what a call means."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limelight.backends.dropout import kept_over_rate
+from limelight.backends.protocol import Backend, Call, Result, heads_of
+from limelight.contract import accumulation_dtype
+from limelight.masks import Block
+from limelight.masks.block import pick_block
+
+
+class Reference(Backend):
+    """softmax(score(q, k) + bias, over allowed keys) v, for any dtype."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """reference."""
+        return "reference"
+
+    def refusal(self, call: Call) -> str | None:
+        """It runs everything."""
+        return None
+
+    def run(self, call: Call) -> Result:
+        """The whole matrix at once; row by row where NaN or inf could stand behind a mask."""
+        dtype, heads = accumulation_dtype(call.query.dtype), call.query.shape[1]
+        query, key, value = (heads_of(tensor.to(dtype), heads) for tensor in (call.query, call.key, call.value))
+        bias = None if call.bias is None else call.bias.to(dtype)
+        block = call.whole()
+        masked = call.mask is not None or bias is not None
+        if masked and not all(bool(tensor.isfinite().all()) for tensor in (query, key, value)):
+            output, lse = _row_by_row(call, query, key, value, bias)
+        else:
+            forbidden = None if call.mask is None else ~call.mask.tile(block)
+            output, lse = _rows(call, query, key, value, bias, forbidden, block)
+        return Result(output.to(call.value.dtype), lse)
+
+
+def _rows(
+    call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, forbidden: Tensor | None, block: Block
+) -> tuple[Tensor, Tensor]:
+    """Output [n, H, t, E] and lse [n, H, t] of rows, from all the keys given."""
+    if not key.shape[2]:
+        return query.new_zeros(*query.shape[:3], value.shape[-1]), query.new_full(query.shape[:3], -torch.inf)
+    parameters = tuple(parameter.to(query.dtype) for parameter in call.score.parameters)
+    scores, _ = call.score.tile(query, key, parameters, block)
+    if bias is not None:
+        scores = scores + bias
+    if forbidden is not None:
+        scores = scores.masked_fill(forbidden, -torch.inf)
+    peak = scores.detach().amax(-1, keepdim=True)
+    empty = peak == -torch.inf
+    weights = torch.exp(scores - peak.masked_fill(empty, 0.0))
+    total = weights.sum(-1, keepdim=True).masked_fill(empty, 1.0)
+    weights = weights / total
+    if call.dropout:
+        weights = weights * kept_over_rate(block, call.dropout, call.seed, weights.dtype)
+    return torch.matmul(weights, value), (peak + total.log()).squeeze(-1)
+
+
+def _row_by_row(
+    call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Each row from the keys that it may attend to and from nothing else. Slow, and right whatever the others hold."""
+    n, heads, queries, _ = query.shape
+    allowed = torch.ones(n, heads, queries, key.shape[2], dtype=torch.bool, device=query.device)
+    if call.mask is not None:
+        allowed = allowed & call.mask.tile(call.whole())
+    if bias is not None:
+        allowed = allowed & (bias != -torch.inf)
+        bias = bias.expand(allowed.shape)
+    outputs, lses = [], []
+    for b in range(n):
+        for h in range(heads):
+            # The score's parameters may have a head axis, so the other heads stay, as zeros.
+            alone = (0, 0, 0, 0, h, heads - 1 - h)
+            for i in range(queries):
+                columns = allowed[b, h, i].nonzero().squeeze(-1)
+                output, lse = _rows(
+                    call,
+                    F.pad(query[b, h, i][None, None, None], alone),
+                    F.pad(key[b, h, columns][None, None], alone),
+                    F.pad(value[b, h, columns][None, None], alone),
+                    None if bias is None else F.pad(bias[b, h, i, columns][None, None, None], alone),
+                    None,
+                    call.block(slice(b, b + 1), slice(i, i + 1), columns),
+                )
+                outputs.append(output[0, h])
+                lses.append(lse[0, h])
+    output = torch.cat(outputs).view(n, heads, queries, value.shape[-1])
+    return output, torch.cat(lses).view(n, heads, queries)

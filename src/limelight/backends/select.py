@@ -1,0 +1,40 @@
+"""Which backend runs a call."""
+
+from __future__ import annotations
+
+from limelight.backends.protocol import Backend, Call
+from limelight.backends.reference import Reference
+from limelight.backends.streaming import Streaming
+from limelight.errors import ArgumentError, BackendError
+
+BACKENDS: tuple[Backend, ...] = (Streaming(), Reference())
+"""Every backend, fastest first: `auto` takes the first that can."""
+
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+def choose(call: Call, name: str) -> Backend:
+    """The backend of that name, or the fastest that can for "auto".
+
+    Errors: ArgumentError for an unknown name; BackendError with the reasons when the one asked for, or none, can run.
+    """
+    if name == "auto":
+        for backend in BACKENDS:
+            if backend.refusal(call) is None:
+                return backend
+        raise BackendError(f"No backend can run this call: {reasons(call)}.")
+    backend = _BY_NAME.get(name)
+    if backend is None:
+        known = ", ".join(repr(known) for known in ("auto", *_BY_NAME))
+        raise ArgumentError(f"backend must be one of {known}; it is {name!r}.")
+    refusal = backend.refusal(call)
+    if refusal is not None:
+        raise BackendError(
+            f"backend {name!r} cannot run this call: {refusal}. Use backend='auto'; the others: {reasons(call)}."
+        )
+    return backend
+
+
+def reasons(call: Call) -> str:
+    """What each backend says to the call, on one line."""
+    return "; ".join(f"{backend.name}: {backend.refusal(call) or 'can run'}" for backend in BACKENDS)

@@ -1,0 +1,59 @@
+"""How a call is cut into blocks whose memory is bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from limelight.backends.protocol import Call
+from limelight.masks import Block
+
+BUDGET = 1 << 21
+"""Numbers that a block may hold at once: 8 MiB in float32."""
+
+
+def block_sizes(batch: int, heads: int, queries: int, keys: int, cost: int, budget: int) -> tuple[int, int, int]:
+    """Positions (n, t, s) along N, T and S so that n H t s cost stays within the budget, as far as 1 each allows."""
+    room = max(1, budget // max(1, heads * cost))
+    if queries * keys <= room:
+        return max(1, min(batch, room // max(1, queries * keys))), queries, keys
+    side = max(1, math.isqrt(room))
+    t = min(queries, side)
+    s = min(keys, max(1, room // t))
+    t = min(queries, max(1, room // s))
+    return max(1, min(batch, room // (t * s))), t, s
+
+
+def pieces(size: int, step: int) -> Iterator[slice]:
+    """The intervals [0, step), [step, 2 step), ... up to size."""
+    for start in range(0, size, max(1, step)):
+        yield slice(start, min(start + step, size))
+
+
+class Plan:
+    """The blocks of a call: batch pieces, row pieces in each, and for those the column blocks that may hold anything."""
+
+    __slots__ = ("call", "columns", "n", "rows")
+
+    def __init__(self, call: Call, budget: int = BUDGET) -> None:
+        n, heads, queries, _ = call.query.shape
+        self.call = call
+        self.n, self.rows, self.columns = block_sizes(
+            n, heads, queries, call.key.shape[2], call.pair_cost(), budget
+        )
+
+    def row_blocks(self) -> Iterator[tuple[slice, slice]]:
+        """(batch piece, row piece), covering N and T."""
+        for batch in pieces(self.call.query.shape[0], self.n):
+            for rows in pieces(self.call.query.shape[2], self.rows):
+                yield batch, rows
+
+    def blocks(self, batch: slice, rows: slice) -> Iterator[tuple[Block, bool]]:
+        """The blocks of these rows that the mask does not rule out, and whether the mask has to be asked in them."""
+        mask = self.call.mask
+        for columns in pieces(self.call.key.shape[2], self.columns):
+            block = self.call.block(batch, rows, columns)
+            if mask is None:
+                yield block, False
+            elif not mask.rules_out(block):
+                yield block, not mask.allows_all(block)

@@ -1,0 +1,138 @@
+"""The rules that every call keeps, checked once in front of all backends.
+
+Shape letters: B batch, H query heads, G key/value heads (G divides H), T queries, S keys, D width of query and key,
+E width of value, N the leading axes folded into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from limelight.errors import ArgumentError
+
+float_dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+integer_dtypes = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower: bf16 and fp16 are storage types."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def require_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Raise ArgumentError unless the value is one of the known names."""
+    if value not in known:
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, known))}; it is {value!r}.")
+
+
+def require_count(name: str, value: object, *, least: int) -> None:
+    """Raise ArgumentError unless the value is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(f"{name} must be an integer of at least {least}; it is {value!r}.")
+
+
+def require_broadcast(name: str, tensor: Tensor, full: Sequence[int]) -> None:
+    """Raise ArgumentError unless the tensor broadcasts to the shape `full`."""
+    shape = tensor.shape
+    fits = len(shape) <= len(full)
+    if fits and shape:
+        fits = all(have in (1, want) for have, want in zip(shape, full[-len(shape) :], strict=True))
+    if not fits:
+        raise ArgumentError(
+            f"{name}: its shape must broadcast to [..., H, T, S] = {list(full)}; it is {list(shape)}. "
+            f"Give it axes of size 1 where it is the same, for instance [B, 1, 1, S]."
+        )
+
+
+def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Check query [..., H, T, D], key [..., G, S, D'], value [..., G, S, E] against each other.
+
+    Widths are the score's business. Costs a few microseconds and never waits for a device.
+
+    Errors: ArgumentError naming the argument, the rule, the value and the way out.
+    """
+    query_shape, key_shape, value_shape = query.shape, key.shape, value.shape
+    if (
+        len(query_shape) >= 3
+        and len(query_shape) == len(key_shape) == len(value_shape)
+        and key_shape[:-1] == value_shape[:-1]
+        and query_shape[:-3] == key_shape[:-3]
+        and (query_shape[-3] == key_shape[-3] or (key_shape[-3] and query_shape[-3] % key_shape[-3] == 0))
+        and query.dtype is key.dtype is value.dtype
+        and query.dtype in float_dtypes
+        and query.device == key.device == value.device
+    ):
+        return
+    _explain_inputs({"query": query, "key": key, "value": value})
+
+
+def _explain_inputs(inputs: dict[str, Tensor]) -> None:
+    for name, tensor in inputs.items():
+        letters = "H, T, D" if name == "query" else "G, S, D" if name == "key" else "G, S, E"
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"{name} must be a torch.Tensor [..., {letters}]; it is {type(tensor).__name__}.")
+        if tensor.ndim < 3:
+            raise ArgumentError(
+                f"{name} must have a head axis: [..., {letters}]; its shape is {list(tensor.shape)}. "
+                f"With one head use {name}.unsqueeze(-3)."
+            )
+        if tensor.dtype not in float_dtypes:
+            raise ArgumentError(
+                f"{name} must be float16, bfloat16, float32 or float64; it is {tensor.dtype}. Use {name}.float()."
+            )
+    query, key, value = inputs["query"], inputs["key"], inputs["value"]
+    for name, other in (("key", key), ("value", value)):
+        if other.dtype is not query.dtype:
+            raise ArgumentError(
+                f"{name} must have the dtype of query, {query.dtype}; it is {other.dtype}. Use {name}.to(query.dtype)."
+            )
+        if other.device != query.device:
+            raise ArgumentError(
+                f"{name} must be on the device of query, {query.device}; it is on {other.device}. "
+                f"Use {name}.to(query.device)."
+            )
+        if other.shape[:-3] != query.shape[:-3]:
+            raise ArgumentError(
+                f"{name} must have the leading axes of query, {list(query.shape[:-3])}; they are "
+                f"{list(other.shape[:-3])}. Use {name}.expand(...)."
+            )
+    if key.shape[-3] != value.shape[-3]:
+        raise ArgumentError(
+            f"key and value must have the same number of heads G; key has {key.shape[-3]} and value {value.shape[-3]}."
+        )
+    if key.shape[-2] != value.shape[-2]:
+        raise ArgumentError(
+            f"key and value must have the same number of positions S; key has {key.shape[-2]} and value "
+            f"{value.shape[-2]}."
+        )
+    raise ArgumentError(
+        f"the heads of key and value, G, must divide the heads of query, H; G is {key.shape[-3]} and H is "
+        f"{query.shape[-3]}. Repeat the key heads, or project to a number of heads that divides H."
+    )
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise ArgumentError unless dropout is a number in [0, 1)."""
+    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+        raise ArgumentError(
+            f"dropout must be in [0, 1), the probability with which a weight is dropped; it is {dropout!r}. "
+            f"Use 0.0 for none."
+        )
+
+
+def check_bias(bias: Tensor, query: Tensor, full: Sequence[int]) -> None:
+    """Raise ArgumentError unless bias is a float tensor on the query's device that broadcasts to [..., H, T, S]."""
+    if not isinstance(bias, Tensor) or bias.dtype not in float_dtypes:
+        kind = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+        raise ArgumentError(
+            f"bias must be a float tensor that is added to the scores; it is {kind}. "
+            f"For True and False use mask=limelight.dense(...)."
+        )
+    if bias.device != query.device:
+        raise ArgumentError(
+            f"bias must be on the device of query, {query.device}; it is on {bias.device}. Use bias.to(query.device)."
+        )
+    require_broadcast("bias", bias, full)

@@ -1,0 +1,35 @@
+"""Every exception Limelight raises on purpose.
+
+Each message names the argument, the rule, the value that broke it and the way out. The command line prints the message of a
+`LimelightError` alone, without a traceback, and leaves with the exception's `exit_code`.
+"""
+
+
+class LimelightError(Exception):
+    """Base class: a mistake in the input that the user can mend."""
+
+    exit_code = 2
+
+
+class ArgumentError(LimelightError, ValueError):
+    """An argument breaks a rule: a shape, a dtype, a range, a name."""
+
+
+class BackendError(LimelightError, RuntimeError):
+    """No backend, or not the one asked for, can run this call; the message lists each backend's reasons."""
+
+
+class DenseSizeError(LimelightError, MemoryError):
+    """The dense attention matrix was asked for and is larger than the limit; the message names the bytes."""
+
+
+class DataError(LimelightError, ValueError):
+    """A corpus, or a line of it, breaks a rule; the message names the file and the line."""
+
+
+class RunFolderError(LimelightError, ValueError):
+    """A run folder is missing a file, or holds one that is truncated, foreign or tampered with."""
+
+
+class OutputError(LimelightError, OSError):
+    """A file could not be written: no space, no permission, or something is in the way."""

@@ -1,0 +1,21 @@
+"""Layers: the parts that models are built from. Whatever attends in here calls `limelight.attend` or `limelight.look`."""
+
+from limelight.layers.additive import BahdanauAttention
+from limelight.layers.feedforward import FeedForward
+from limelight.layers.luong import LuongAttention
+from limelight.layers.memory_attention import MemoryAttention
+from limelight.layers.multihead import MultiHeadAttention
+from limelight.layers.positions import SinusoidalPositions, sinusoidal
+from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack
+
+__all__ = [
+    "BahdanauAttention",
+    "BidirectionalEncoder",
+    "FeedForward",
+    "LuongAttention",
+    "MemoryAttention",
+    "MultiHeadAttention",
+    "RecurrentStack",
+    "SinusoidalPositions",
+    "sinusoidal",
+]

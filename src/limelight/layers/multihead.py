@@ -1,0 +1,79 @@
+"""Multi-head attention."""
+
+import torch
+from torch import Tensor, nn
+
+from limelight.attend import attend, look
+from limelight.errors import ArgumentError
+from limelight.masks import Mask
+
+
+class MultiHeadAttention(nn.Module):
+    """Concat(head_1 ... head_H) W_O, head_h = attend(x W_Q^h, m W_K^h, m W_V^h). Vaswani et al. (2017), section 3.2.2.
+
+    Keys and values are made by `keys_values`, so that a decoder can make those of its memory once and keep those of its
+    past. Dropout on the weights is drawn anew at each call in training mode.
+
+    Args:
+        width: C; a multiple of `heads`.
+        heads: H.
+        dropout: the share of weights dropped in training.
+
+    Raises:
+        ArgumentError: width is no multiple of heads.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        if width % heads:
+            raise ArgumentError(f"heads: must divide the width {width}, got {heads}")
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        # Glorot per projection, as if query, key and value stood apart.
+        for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
+            nn.init.xavier_uniform_(weight)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[..., T, C] -> [..., H, T, D]."""
+        return self.query(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., S, C] -> keys and values, each [..., H, S, D]."""
+        both = self.key_value(memory).unflatten(-1, (2, self.heads, -1))  # [..., S, 2, H, D]
+        key, value = both.unbind(-3)
+        return key.transpose(-3, -2), value.transpose(-3, -2)
+
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, mask: Mask | None = None, *, observe: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from x to keys and values made by `keys_values`.
+
+        Args:
+            x: [..., T, C].
+            key: [..., H, S, D].
+            value: [..., H, S, D].
+            mask: who may attend to whom.
+            observe: also return the weights, averaged over the heads.
+
+        Returns:
+            [..., T, C]; weights [..., T, S], or None.
+        """
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if observe:
+            attended, view = look(self.queries(x), key, value, mask=mask, dropout=dropout)
+            weights = view.dense().mean(-3)
+        else:
+            attended = attend(self.queries(x), key, value, mask=mask, dropout=dropout)
+        merged = attended.transpose(-3, -2).flatten(-2)  # [..., H, T, D] -> [..., T, C]
+        return self.output(merged), weights
+
+
+def append_cache(past: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values of the past with those of the present behind them, along the sequence axis."""
+    if past is None:
+        return key, value
+    return torch.cat([past[0], key], -2), torch.cat([past[1], value], -2)

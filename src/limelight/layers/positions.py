@@ -1,0 +1,51 @@
+"""Sinusoidal positions."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import ArgumentError
+
+
+def sinusoidal(length: int, width: int, *, start: int = 0) -> Tensor:
+    """PE[p, 2i] = sin(p / 10000^(2i/C)), PE[p, 2i + 1] = cos(p / 10000^(2i/C)), for p in [start, start + length).
+
+    Vaswani et al. (2017), section 3.5.
+
+    Args:
+        length: the number of positions.
+        width: C; even.
+        start: the first position.
+
+    Returns:
+        fp32 tensor [length, C].
+
+    Raises:
+        ArgumentError: width is odd.
+    """
+    if width % 2:
+        raise ArgumentError(f"width: must be even for pairs of sine and cosine, got {width}; take {width + 1}")
+    position = torch.arange(start, start + length, dtype=torch.float64)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    table = torch.empty(length, width, dtype=torch.float64)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)
+    return table.float()
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds sinusoidal positions to x [..., T, C]; the table grows when a longer sequence comes."""
+
+    table: Tensor
+
+    def __init__(self, width: int, length: int = 256):
+        super().__init__()
+        self.register_buffer("table", sinusoidal(length, width), persistent=False)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """x + PE[start : start + T]."""
+        end = start + x.shape[-2]
+        if end > len(self.table):
+            self.table = sinusoidal(2 * end, self.table.shape[1]).to(self.table)
+        return x + self.table[start:end].to(x.dtype)

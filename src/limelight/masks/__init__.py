@@ -1,0 +1,10 @@
+"""Masks: who may attend to whom. True means *may attend*; `&`, `|` and `~` combine them."""
+
+from limelight.masks.block import Block
+from limelight.masks.causal import causal
+from limelight.masks.dense import dense
+from limelight.masks.lengths import lengths
+from limelight.masks.protocol import Mask
+from limelight.masks.window import window
+
+__all__ = ["Block", "Mask", "causal", "dense", "lengths", "window"]

@@ -1,0 +1,59 @@
+"""The causal mask: no query sees a key that lies in its future."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from torch import Tensor
+
+from limelight.contract import require_choice
+from limelight.masks.block import Block, bounds
+from limelight.masks.protocol import Mask
+
+Align = Literal["end", "start"]
+
+
+def offset(align: Align, block: Block) -> int:
+    """How far query i lies along the keys: S - T + i when aligned at the ends, i when aligned at the starts."""
+    return block.keys - block.queries if align == "end" else 0
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """See `causal`."""
+
+    align: Align = "end"
+
+    def tile(self, block: Block) -> Tensor:
+        """Bool [t, s]."""
+        rows = block.row_index()
+        return block.column_index() <= (rows + offset(self.align, block)).unsqueeze(-1)
+
+    def rules_out(self, block: Block) -> bool:
+        """The first key lies behind the last query."""
+        return bounds(block.columns)[0] > bounds(block.rows)[1] + offset(self.align, block)
+
+    def allows_all(self, block: Block) -> bool:
+        """The last key lies at or before the first query."""
+        return bounds(block.columns)[1] <= bounds(block.rows)[0] + offset(self.align, block)
+
+    def check(self, block: Block) -> None:
+        """Fits every call."""
+
+    def per_key(self) -> bool:
+        """False: each query has its own keys."""
+        return False
+
+
+@cache
+def causal(align: Align = "end") -> Mask:
+    """Keys in [0, S - T + i] for query i (`align="end"`: the last query sees every key), or in [0, i] (`align="start"`).
+
+    With T > S and `align="end"` the first T - S queries may attend to nothing: output 0.
+
+    Errors: ArgumentError for another `align`.
+    """
+    require_choice("align", align, ("end", "start"))
+    return Causal(align)

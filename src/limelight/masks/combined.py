@@ -1,0 +1,103 @@
+"""Masks made of masks: both allow, either allows, forbids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from limelight.masks.block import Block
+from limelight.masks.protocol import Mask
+
+
+@dataclass(frozen=True)
+class All(Mask):
+    """`first & second`: allowed where both allow."""
+
+    first: Mask
+    second: Mask
+
+    def tile(self, block: Block) -> Tensor:
+        """Bool; a part that allows the whole block is not built."""
+        if self.first.allows_all(block):
+            return self.second.tile(block)
+        if self.second.allows_all(block):
+            return self.first.tile(block)
+        return self.first.tile(block) & self.second.tile(block)
+
+    def rules_out(self, block: Block) -> bool:
+        """Either part rules the block out."""
+        return self.first.rules_out(block) or self.second.rules_out(block)
+
+    def allows_all(self, block: Block) -> bool:
+        """Both parts allow the whole block."""
+        return self.first.allows_all(block) and self.second.allows_all(block)
+
+    def check(self, block: Block) -> None:
+        """Both parts fit."""
+        self.first.check(block)
+        self.second.check(block)
+
+    def per_key(self) -> bool:
+        """Both parts are the same for every query."""
+        return self.first.per_key() and self.second.per_key()
+
+
+@dataclass(frozen=True)
+class Any(Mask):
+    """`first | second`: allowed where one of them allows, or both."""
+
+    first: Mask
+    second: Mask
+
+    def tile(self, block: Block) -> Tensor:
+        """Bool; a part that rules the whole block out is not built."""
+        if self.first.rules_out(block):
+            return self.second.tile(block)
+        if self.second.rules_out(block):
+            return self.first.tile(block)
+        return self.first.tile(block) | self.second.tile(block)
+
+    def rules_out(self, block: Block) -> bool:
+        """Both parts rule the block out."""
+        return self.first.rules_out(block) and self.second.rules_out(block)
+
+    def allows_all(self, block: Block) -> bool:
+        """Either part allows the whole block."""
+        return self.first.allows_all(block) or self.second.allows_all(block)
+
+    def check(self, block: Block) -> None:
+        """Both parts fit."""
+        self.first.check(block)
+        self.second.check(block)
+
+    def per_key(self) -> bool:
+        """Both parts are the same for every query."""
+        return self.first.per_key() and self.second.per_key()
+
+
+@dataclass(frozen=True)
+class Not(Mask):
+    """`~inner`: allowed where the inner mask forbids."""
+
+    inner: Mask
+
+    def tile(self, block: Block) -> Tensor:
+        """Bool."""
+        return ~self.inner.tile(block)
+
+    def rules_out(self, block: Block) -> bool:
+        """The inner mask allows the whole block."""
+        return self.inner.allows_all(block)
+
+    def allows_all(self, block: Block) -> bool:
+        """The inner mask rules the whole block out."""
+        return self.inner.rules_out(block)
+
+    def check(self, block: Block) -> None:
+        """The inner mask fits."""
+        self.inner.check(block)
+
+    def per_key(self) -> bool:
+        """As the inner mask."""
+        return self.inner.per_key()

@@ -1,0 +1,57 @@
+"""What a mask is: who may attend to whom, asked block by block. True means *may attend*."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from limelight.masks.block import Block
+
+
+class Mask(ABC):
+    """Interface of all masks. To add one, add a file with a frozen dataclass that implements these methods.
+
+    When and how often: `check` once per call; per block first `rules_out` and `allows_all` (cheap, no tensor work worth
+    mentioning, either may answer False when it is not sure), and `tile` only where both said False. A mask holds no
+    state that a call changes, except caches of what it would compute again.
+
+    Masks combine: `a & b` (both allow), `a | b` (either allows), `~a` (a forbids). All are exact.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def tile(self, block: Block) -> Tensor:
+        """Bool tensor that broadcasts to the block [n, h, t, s]: True where the query may attend to the key."""
+
+    @abstractmethod
+    def rules_out(self, block: Block) -> bool:
+        """True only if nothing in the block is allowed; False when not sure."""
+
+    @abstractmethod
+    def allows_all(self, block: Block) -> bool:
+        """True only if everything in the block is allowed; False when not sure."""
+
+    @abstractmethod
+    def check(self, block: Block) -> None:
+        """Raise ArgumentError if the mask does not fit a call whose whole matrix is `block`."""
+
+    @abstractmethod
+    def per_key(self) -> bool:
+        """Whether the whole mask is the same for every query, so that it needs no T x S tensor."""
+
+    def __and__(self, other: Mask) -> Mask:
+        from limelight.masks.combined import All
+
+        return All(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __or__(self, other: Mask) -> Mask:
+        from limelight.masks.combined import Any
+
+        return Any(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __invert__(self) -> Mask:
+        from limelight.masks.combined import Not
+
+        return Not(self)

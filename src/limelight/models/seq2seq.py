@@ -1,0 +1,312 @@
+"""The recurrent encoder-decoder: with Bahdanau attention, with Luong attention, or with a fixed vector and none.
+
+Read from the top: what is shared (memory, embedding, readout), the three decoders, the configuration, the model.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import ArgumentError
+from limelight.layers import BahdanauAttention, BidirectionalEncoder, LuongAttention, MemoryAttention, RecurrentStack
+from limelight.layers.recurrent import Cell
+from limelight.masks import Mask, lengths
+from limelight.models.protocol import DecodingState, Teacher, TranslationModel
+
+Attention = Literal["bahdanau", "dot", "general", "concat", "none"]
+ATTENTIONS: tuple[Attention, ...] = ("bahdanau", "dot", "general", "concat", "none")
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig:
+    """Sizes and choices of a `Seq2Seq` model.
+
+    Attributes:
+        source_vocabulary: number of source tokens.
+        target_vocabulary: number of target tokens.
+        embedding: width of both embeddings.
+        hidden: width of the decoder, of each direction of the encoder and of the attention.
+        layers: recurrent layers in the encoder and in the decoder.
+        cell: "gru" or "lstm".
+        attention: "bahdanau", Luong's "dot", "general" or "concat", or "none".
+        input_feeding: Luong only: the attentional output of a step is part of the next step's input.
+        dropout: share of units dropped in training, on embeddings, between layers and before the output layer.
+        shared_embeddings: one table for source and target; needs one joint vocabulary.
+        tied_output: the output layer's weight is the target embedding.
+        pad: the padding token.
+    """
+
+    source_vocabulary: int
+    target_vocabulary: int
+    embedding: int = 256
+    hidden: int = 256
+    layers: int = 1
+    cell: Cell = "gru"
+    attention: Attention = "bahdanau"
+    input_feeding: bool = False
+    dropout: float = 0.2
+    shared_embeddings: bool = False
+    tied_output: bool = False
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ArgumentError(f"attention: must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
+        if self.input_feeding and self.attention in ("bahdanau", "none"):
+            raise ArgumentError(
+                f"input_feeding: belongs to Luong attention, got attention={self.attention!r}; "
+                "take 'dot', 'general' or 'concat', or leave input feeding off"
+            )
+        if self.shared_embeddings and self.source_vocabulary != self.target_vocabulary:
+            raise ArgumentError(
+                "shared_embeddings: needs one vocabulary for both sides, got "
+                f"{self.source_vocabulary} and {self.target_vocabulary} tokens; train with a joint vocabulary"
+            )
+
+
+class Memory(NamedTuple):
+    """The encoder's side of a batch, one row a sentence.
+
+    Attributes:
+        values: the encoder's outputs h, [B, S, 2 · hidden]; 0 where padded.
+        keys: what the attention made of them, [B, S, A].
+        source_lengths: [B].
+        summary: the last forward and the first backward state, [B, 2 · hidden].
+    """
+
+    values: Tensor
+    keys: Tensor
+    source_lengths: Tensor
+    summary: Tensor
+
+
+class Decoder(nn.Module, ABC):
+    """A recurrent decoder: leaves differ in what is attended to, when, and what becomes the output's features.
+
+    Beams are a tuple whose first tensor is the recurrent state [B, K, layers, W].
+    """
+
+    def __init__(self, config: Seq2SeqConfig, extra_input: int):
+        super().__init__()
+        self.rnn = RecurrentStack(
+            config.cell, config.embedding + extra_input, config.hidden, config.layers, config.dropout
+        )
+        self.first_state = nn.Linear(2 * config.hidden, config.layers * self.rnn.state_width)
+
+    def start(self, memory: Memory) -> tuple[Tensor, ...]:
+        """s_0 = tanh(W_s summary) for every layer, [B, 1, layers, W]. Bahdanau et al. (2014), A.2.2."""
+        return (self.first_state(memory.summary).tanh().unflatten(-1, (1, self.rnn.layers, self.rnn.state_width)),)
+
+    @abstractmethod
+    def keys(self, values: Tensor) -> Tensor:
+        """The attention's keys of a memory, [B, S, A]."""
+
+    @abstractmethod
+    def step(
+        self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Embedded tokens [B, K, embedding] -> features [B, K, C], weights [B, K, S] or None, new beams."""
+
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
+        """Embedded tokens [B, T, embedding] -> features [B, T, C], weights [B, T, S] or None; step by step."""
+        beams = self.start(memory)
+        features, weights = [], []
+        for x in embedded.split(1, 1):
+            feature, weight, beams = self.step(x, beams, memory, mask, observe)
+            features.append(feature)
+            weights.append(weight)
+        return Teacher(torch.cat(features, 1), torch.cat(weights, 1) if observe and weights[0] is not None else None)
+
+    def _advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One recurrent step for all hypotheses: x [B, K, ...], state [B, K, layers, W] -> output [B, K, hidden], state."""
+        after = self.rnn.step(x.flatten(0, 1), state.flatten(0, 1)).unflatten(0, state.shape[:2])
+        return self.rnn.output(after), after
+
+
+class BahdanauDecoder(Decoder):
+    """Attends with the state before the step: c_t = attend(s_{t-1}, h), s_t = RNN([y_{t-1}; c_t], s_{t-1}).
+
+    The features are the deep output tanh(W_o [s_t; y_{t-1}; c_t]). Bahdanau et al. (2014), A.2.2, whose output layer is a
+    maxout instead of a tanh.
+    """
+
+    def __init__(self, config: Seq2SeqConfig):
+        memory_width = 2 * config.hidden
+        super().__init__(config, memory_width)
+        self.attention: MemoryAttention = BahdanauAttention(config.hidden, memory_width, config.hidden)
+        self.readout = nn.Linear(config.hidden + config.embedding + memory_width, config.hidden)
+
+    def keys(self, values: Tensor) -> Tensor:
+        """U h."""
+        return self.attention.keys(values)
+
+    def step(
+        self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """See `Decoder.step`."""
+        (state,) = beams
+        before = self.rnn.output(state)
+        context, weights = self.attention(before, memory.keys, memory.values, mask, observe=observe)
+        output, state = self._advance(torch.cat([embedded, context], -1), state)
+        features = self.readout(torch.cat([output, embedded, context], -1)).tanh()
+        return features, weights, (state,)
+
+
+class LuongDecoder(Decoder):
+    """Attends with the state after the step: s_t = RNN(y_{t-1}, s_{t-1}), c_t = attend(s_t, h).
+
+    The features are the attentional output a_t = tanh(W_c [c_t; s_t]). With input feeding a_{t-1} is part of the input.
+    Luong et al. (2015), sections 3, 3.1 and 3.3.
+    """
+
+    def __init__(self, config: Seq2SeqConfig):
+        super().__init__(config, config.hidden if config.input_feeding else 0)
+        if config.attention in ("bahdanau", "none"):
+            raise ArgumentError(f"attention: a Luong decoder needs 'dot', 'general' or 'concat', got {config.attention!r}")
+        memory_width = 2 * config.hidden
+        self.feeding = config.input_feeding
+        # For `dot` queries and memory must have one width: the memory is brought to the decoder's.
+        self.bridge = nn.Linear(memory_width, config.hidden, bias=False) if config.attention == "dot" else nn.Identity()
+        key_width = config.hidden if config.attention == "dot" else memory_width
+        self.attention = LuongAttention(config.attention, config.hidden, key_width)
+        self.combine = nn.Linear(memory_width + config.hidden, config.hidden)
+
+    def keys(self, values: Tensor) -> Tensor:
+        """h or W h."""
+        return self.attention.keys(self.bridge(values))
+
+    def start(self, memory: Memory) -> tuple[Tensor, ...]:
+        """The recurrent state, and with input feeding an attentional output of 0."""
+        (state,) = super().start(memory)
+        if not self.feeding:
+            return (state,)
+        return state, state.new_zeros(*state.shape[:2], self.rnn.hidden)
+
+    def step(
+        self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """See `Decoder.step`."""
+        x = torch.cat([embedded, beams[1]], -1) if self.feeding else embedded
+        output, state = self._advance(x, beams[0])
+        features, weights = self._attentional(output, memory, mask, observe)
+        return features, weights, (state, features) if self.feeding else (state,)
+
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
+        """Without input feeding no step waits for another's attention: one recurrent pass, one call to `attend`."""
+        if self.feeding:
+            return super().forward(embedded, memory, mask, observe)
+        (state,) = self.start(memory)
+        output = self.rnn(embedded, state.squeeze(1))  # [B, T, hidden]
+        return Teacher(*self._attentional(output, memory, mask, observe))
+
+    def _attentional(
+        self, output: Tensor, memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.attention(output, memory.keys, memory.values, mask, observe=observe)
+        return self.combine(torch.cat([context, output], -1)).tanh(), weights
+
+
+class FixedVectorDecoder(Decoder):
+    """No attention: the source's summary c is the only thing seen of it, at every step, s_t = RNN([y_{t-1}; c], s_{t-1}).
+
+    The baseline that attention was invented to beat. Cho et al. (2014), "Learning phrase representations using RNN
+    encoder-decoder"; the features are tanh(W_o [s_t; y_{t-1}; c]).
+    """
+
+    def __init__(self, config: Seq2SeqConfig):
+        super().__init__(config, 2 * config.hidden)
+        self.readout = nn.Linear(config.hidden + config.embedding + 2 * config.hidden, config.hidden)
+
+    def keys(self, values: Tensor) -> Tensor:
+        """None are needed: an empty tensor [B, S, 0]."""
+        return values[..., :0]
+
+    def step(
+        self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """See `Decoder.step`; there are no weights."""
+        summary = memory.summary.unsqueeze(1).expand(-1, embedded.shape[1], -1)
+        output, state = self._advance(torch.cat([embedded, summary], -1), beams[0])
+        return self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None, (state,)
+
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
+        """One recurrent pass."""
+        summary = memory.summary.unsqueeze(1).expand(-1, embedded.shape[1], -1)
+        (state,) = self.start(memory)
+        output = self.rnn(torch.cat([embedded, summary], -1), state.squeeze(1))
+        return Teacher(self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None)
+
+
+class Seq2Seq(TranslationModel):
+    """Bidirectional recurrent encoder, recurrent decoder, with or without attention."""
+
+    def __init__(self, config: Seq2SeqConfig):
+        super().__init__()
+        self.config = config
+        self.source_embedding = nn.Embedding(config.source_vocabulary, config.embedding, padding_idx=config.pad)
+        self.target_embedding = (
+            self.source_embedding
+            if config.shared_embeddings
+            else nn.Embedding(config.target_vocabulary, config.embedding, padding_idx=config.pad)
+        )
+        self.encoder = BidirectionalEncoder(config.cell, config.embedding, config.hidden, config.layers, config.dropout)
+        decoder = {"bahdanau": BahdanauDecoder, "none": FixedVectorDecoder}.get(config.attention, LuongDecoder)
+        self.decoder: Decoder = decoder(config)
+        # A tied output reads features of the embedding's width.
+        self.to_output = (
+            nn.Linear(config.hidden, config.embedding, bias=False)
+            if config.tied_output and config.hidden != config.embedding
+            else nn.Identity()
+        )
+        self.output = nn.Linear(config.embedding if config.tied_output else config.hidden, config.target_vocabulary)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+
+    def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, *, observe: bool = False) -> Teacher:
+        """See `TranslationModel.forward`."""
+        memory = self._encode(source, source_lengths)
+        embedded = self.dropout(self.target_embedding(target))
+        features, weights = self.decoder(embedded, memory, lengths(source_lengths), observe)
+        return Teacher(self.dropout(self.to_output(features)), weights)
+
+    def start(self, source: Tensor, source_lengths: Tensor) -> DecodingState:
+        """See `TranslationModel.start`."""
+        memory = self._encode(source, source_lengths)
+        return DecodingState(memory, self.decoder.start(memory))
+
+    def step(
+        self, tokens: Tensor, state: DecodingState, *, observe: bool = False
+    ) -> tuple[Tensor, Tensor | None, DecodingState]:
+        """See `TranslationModel.step`."""
+        memory = Memory(*state.memory)
+        embedded = self.dropout(self.target_embedding(tokens))
+        features, weights, beams = self.decoder.step(
+            embedded, state.beams, memory, lengths(memory.source_lengths), observe
+        )
+        logits = self.output(self.dropout(self.to_output(features)))
+        return logits, weights, DecodingState(memory, beams, state.position + 1)
+
+    def _encode(self, source: Tensor, source_lengths: Tensor) -> Memory:
+        embedded = self.dropout(self.source_embedding(source))
+        values, summary = self.encoder(embedded, source_lengths)
+        values = self.dropout(values)
+        return Memory(values, self.decoder.keys(values), source_lengths, summary)
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("embedding.weight"):
+                nn.init.normal_(parameter, std=self.config.embedding**-0.5)
+                with torch.no_grad():
+                    parameter[self.config.pad].zero_()
+            elif "weight_hh" in name:
+                for gate in parameter.chunk(parameter.shape[0] // parameter.shape[1]):
+                    nn.init.orthogonal_(gate)
+            elif parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith("bias") or "bias_" in name:
+                nn.init.zeros_(parameter)
+        if self.config.tied_output:
+            self.output.weight = self.target_embedding.weight

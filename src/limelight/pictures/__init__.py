@@ -1,0 +1,1 @@
+"""Pictures of attention and of results: `terminal` for the screen, `figure` for files."""

@@ -1,0 +1,117 @@
+"""The additive score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limelight.errors import ArgumentError
+from limelight.masks.block import Block
+from limelight.scores.protocol import Score, TileGradient, require_same_width, require_weight
+
+
+def project(inputs: Tensor, weight: Tensor | None) -> Tensor:
+    """W x for each position; W [A, D], or [H, A, D] with one per head."""
+    if weight is None:
+        return inputs
+    weight = weight.to(inputs.dtype)
+    return F.linear(inputs, weight) if weight.ndim == 2 else torch.matmul(inputs, weight.mT)
+
+
+@dataclass(frozen=True, eq=False)
+class Additive(Score):
+    """See `additive`."""
+
+    vector: Tensor
+    query_weight: Tensor | None = None
+    key_weight: Tensor | None = None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The vector; the weights are used up in `prepare`."""
+        return (self.vector,)
+
+    def check(self, query: Tensor, key: Tensor) -> None:
+        """Both sides have the vector's width once they are projected."""
+        width = self.vector.shape[-1]
+        require_weight("additive(vector)", self.vector, (width,), query)
+        for name, inputs, weight in (("query", query, self.query_weight), ("key", key, self.key_weight)):
+            if weight is not None:
+                require_weight(f"additive({name}_weight)", weight, (width, inputs.shape[-1]), inputs)
+            elif inputs.shape[-1] != width:
+                raise ArgumentError(
+                    f"score additive: {name} must have the width of the vector, {width}; it has {inputs.shape[-1]}. "
+                    f"Project it first, or give {name}_weight [{width}, {inputs.shape[-1]}]."
+                )
+        if self.query_weight is None and self.key_weight is None:
+            require_same_width("additive", query, key)
+
+    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """(W s, U h)."""
+        return project(query, self.query_weight), project(key, self.key_weight)
+
+    def plain_scale(self, width: int) -> float | None:
+        """Not a dot product."""
+        return None
+
+    def pair_cost(self, width: int) -> int:
+        """One tanh per feature."""
+        return max(1, width)
+
+    def tile(
+        self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """v·tanh(q + k); keeps the tanh."""
+        angle = torch.add(query.unsqueeze(3), key.unsqueeze(2)).tanh_()
+        return weigh(angle, parameters[0]), (angle,)
+
+    def tile_gradient(
+        self,
+        query: Tensor,
+        key: Tensor,
+        parameters: tuple[Tensor, ...],
+        block: Block,
+        kept: tuple[Tensor, ...],
+        gradient: Tensor,
+    ) -> TileGradient:
+        """With u = g (1 - tanh²): d q = v Σ_j u, d k = v Σ_i u, d v = Σ_ij g tanh."""
+        (angle,) = kept
+        vector = parameters[0]
+        if vector.ndim == 1:
+            to_vector = torch.mv(angle.reshape(-1, angle.shape[-1]).T, gradient.reshape(-1))
+        else:
+            to_vector = torch.einsum("nhts,nhtsa->ha", gradient, angle).sum_to_size(vector.shape)
+        slope = torch.ops.aten.tanh_backward(gradient.unsqueeze(-1), angle)
+        row = vector if vector.ndim == 1 else vector.unsqueeze(1)
+        return TileGradient(slope.sum(3) * row, slope.sum(2) * row, (to_vector,))
+
+
+def weigh(features: Tensor, vector: Tensor) -> Tensor:
+    """Σ_a v_a features_a over the last axis of [n, H, t, s, A]; v [A], or [H, A] with one per head."""
+    if vector.ndim == 1:
+        return torch.mv(features.view(-1, features.shape[-1]), vector).view(features.shape[:-1])
+    return torch.matmul(features, vector[:, None, :, None]).squeeze(-1)
+
+
+def additive(vector: Tensor, query_weight: Tensor | None = None, key_weight: Tensor | None = None) -> Score:
+    """v·tanh(W q + U k).
+
+    The alignment model of Bahdanau, Cho, Bengio 2014 (arXiv 1409.0473, appendix A.1.2). A bias inside the tanh is added
+    to the query by the caller.
+
+    Arguments:
+        vector: v, [A] (or one per head, [H, A]).
+        query_weight: W, [A, width of query] as in `nn.Linear` (or [H, A, .]); None: the query is projected already.
+        key_weight: U, [A, width of key], in the same way.
+
+    Errors: ArgumentError if `vector` is not a tensor of one or two axes and, when used, for widths that do not fit.
+
+    Example: `attend(s, h, h, score=additive(v, W, U))` with s [B, 1, T, D], h [B, 1, S, E], W [A, D], U [A, E].
+    """
+    if not isinstance(vector, Tensor) or vector.ndim not in (1, 2):
+        shape = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+        raise ArgumentError(f"additive(vector): vector must be a tensor [A], or [H, A] with one per head; it is {shape}.")
+    return Additive(vector, query_weight, key_weight)

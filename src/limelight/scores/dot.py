@@ -1,0 +1,92 @@
+"""The dot-product score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limelight.errors import ArgumentError
+from limelight.masks.block import Block
+from limelight.scores.protocol import Score, TileGradient, require_same_width
+
+
+def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """scale · query keyᵀ, [n, H, t, s]; the scale costs nothing, it is part of the matrix product."""
+    n, heads, t, width = query.shape
+    s = key.shape[2]
+    left, right = query.reshape(n * heads, t, width), key.reshape(n * heads, s, width).mT
+    if scale == 1.0:
+        return torch.bmm(left, right).view(n, heads, t, s)
+    out = query.new_empty(n * heads, t, s)
+    return torch.baddbmm(out, left, right, beta=0, alpha=scale).view(n, heads, t, s)
+
+
+@dataclass(frozen=True)
+class Dot(Score):
+    """See `dot`."""
+
+    scale: float | None = None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """None."""
+        return ()
+
+    def check(self, query: Tensor, key: Tensor) -> None:
+        """Query and key have the same width."""
+        require_same_width("dot", query, key)
+
+    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing to do."""
+        return query, key
+
+    def plain_scale(self, width: int) -> float | None:
+        """The scale, 1/sqrt(width) unless given."""
+        if self.scale is not None:
+            return self.scale
+        return 1.0 / math.sqrt(width) if width else 1.0
+
+    def pair_cost(self, width: int) -> int:
+        """The score alone."""
+        return 1
+
+    def tile(
+        self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """scale · q·k."""
+        scale = self.plain_scale(query.shape[-1])
+        assert scale is not None
+        return scaled_product(query, key, scale), ()
+
+    def tile_gradient(
+        self,
+        query: Tensor,
+        key: Tensor,
+        parameters: tuple[Tensor, ...],
+        block: Block,
+        kept: tuple[Tensor, ...],
+        gradient: Tensor,
+    ) -> TileGradient:
+        """d q = scale · g k, d k = scale · gᵀ q."""
+        scale = self.plain_scale(query.shape[-1])
+        if scale != 1.0:
+            gradient = gradient * scale
+        return TileGradient(torch.matmul(gradient, key), torch.matmul(gradient.mT, query), ())
+
+
+def dot(scale: float | None = None) -> Score:
+    """scale · q·k.
+
+    With the default scale 1/sqrt(D), D the width of the query: scaled dot-product attention (Vaswani et al. 2017, arXiv
+    1706.03762, eq. 1). With `dot(1.0)`: the *dot* score of Luong, Pham, Manning 2015 (arXiv 1508.04025).
+
+    Errors: ArgumentError if the scale is not a finite number and, when used, if query and key differ in width.
+    """
+    if scale is None:
+        return Dot()
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ArgumentError(f"dot(scale): scale must be a finite number, or None for 1/sqrt(D); it is {scale!r}.")
+    return Dot(float(scale))

@@ -1,0 +1,127 @@
+"""The settings of a training run, with the checks of each."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from limelight.errors import ArgumentError
+from limelight.training.schedules import SCHEDULES, Schedule
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How text becomes training data.
+
+    Attributes:
+        tokens: "bpe", "word" or "char".
+        vocabulary: the most tokens of a vocabulary.
+        joint: one vocabulary for both sides.
+        lowercase: lower-case all text, in training and in translation.
+        dev: how many source sentences to hold out for validation, when no dev file is given.
+        test: how many source sentences to hold out for a test, when no dev file is given.
+        max_words: longer sentences, in whitespace words, are skipped.
+        max_tokens: longer sentences, in tokens, are skipped.
+        loose_ends: the share of training pairs that are learned a second time without their closing punctuation, so that
+            "hello" is known where the corpus has only "Hello!".
+    """
+
+    tokens: Literal["bpe", "word", "char"] = "bpe"
+    vocabulary: int = 8000
+    joint: bool = False
+    lowercase: bool = False
+    dev: int = 1000
+    test: int = 2000
+    max_words: int = 250
+    max_tokens: int = 256
+    loose_ends: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.tokens not in ("bpe", "word", "char"):
+            raise ArgumentError(f"tokens: must be 'bpe', 'word' or 'char', got {self.tokens!r}")
+        _at_least("vocabulary", self.vocabulary, 16)
+        _at_least("dev", self.dev, 1)
+        _at_least("test", self.test, 0)
+        _at_least("max_words", self.max_words, 1)
+        _at_least("max_tokens", self.max_tokens, 4)
+        _share("loose_ends", self.loose_ends, inclusive=True)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the weights are found.
+
+    Attributes:
+        epochs: passes over the training part.
+        updates: stop after this many updates instead; None counts epochs.
+        minutes: stop after this time at the latest; the schedule then comes to its end with the time. None for no limit.
+        batch_tokens: the most tokens, padding included, of a batch, on its longer side.
+        optimizer: "adam" (Kingma and Ba 2015) or "adamw" (Loshchilov and Hutter 2019).
+        rate: the peak learning rate.
+        schedule: "constant", "linear", "cosine" or "inverse-sqrt".
+        warmup: updates over which the rate rises from 0 to its peak.
+        weight_decay: of AdamW.
+        betas: decay of the two running means.
+        label_smoothing: ε.
+        clip: gradients are scaled down to this norm; 0 for no clipping.
+        validate_every: updates between two validations; None is once an epoch.
+        patience: validations without a better BLEU after which training stops; 0 never stops early.
+        average: how many of the last validations' weights are averaged at the end; 0 or 1 for none.
+        precision: "fp32", or "bf16" for autocast.
+        seed: fixes the split, the vocabulary, the weights, the batches and dropout.
+        save_seconds: the longest time between two saves of the whole state.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        threads: of torch; None leaves torch's choice.
+    """
+
+    epochs: int = 10
+    updates: int | None = None
+    minutes: float | None = None
+    batch_tokens: int = 4096
+    optimizer: Literal["adam", "adamw"] = "adam"
+    rate: float = 1e-3
+    schedule: Schedule = "cosine"
+    warmup: int = 200
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    label_smoothing: float = 0.1
+    clip: float = 1.0
+    validate_every: int | None = None
+    patience: int = 0
+    average: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 1
+    save_seconds: float = 60.0
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch_tokens", self.batch_tokens, 16)
+        for name in ("updates", "validate_every", "threads"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("warmup", "patience", "average", "seed", "clip", "weight_decay", "save_seconds"):
+            _at_least(name, getattr(self, name), 0)
+        if self.minutes is not None and not self.minutes > 0:
+            raise ArgumentError(f"minutes: must be above 0, got {self.minutes}")
+        if self.optimizer not in ("adam", "adamw"):
+            raise ArgumentError(f"optimizer: must be 'adam' or 'adamw', got {self.optimizer!r}")
+        if not self.rate > 0:
+            raise ArgumentError(f"rate: must be above 0, got {self.rate}")
+        if self.schedule not in SCHEDULES:
+            raise ArgumentError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ArgumentError(f"precision: must be 'fp32' or 'bf16', got {self.precision!r}")
+        _share("label_smoothing", self.label_smoothing)
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for beta in self.betas:
+            _share("betas", beta)
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise ArgumentError(f"{name}: must be at least {least}, got {value}")
+
+
+def _share(name: str, value: float, *, inclusive: bool = False) -> None:
+    if not (0 <= value < 1 or (inclusive and value == 1)):
+        raise ArgumentError(f"{name}: must be in [0, 1{']' if inclusive else ')'}, got {value}")

@@ -1,0 +1,73 @@
+"""The training loss: label-smoothed cross-entropy of an output layer, without ever holding all logits."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Rows of logits held at a time: 400 rows of 10,000 floats are 16 MB, which stays in a last-level cache.
+_CHUNK_BYTES = 16 << 20
+
+
+def output_loss(
+    features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Σ_n [(1 - ε) nll_n + ε/V Σ_v nll_nv] with nll_nv = -log softmax(W f_n + b)_v, and Σ_n nll_n alone.
+
+    The logits [N, V] are made, used and dropped block by block, and their gradient with them, so that the memory is one
+    block's whatever N is. Label smoothing: Szegedy et al. (2016), "Rethinking the Inception architecture", section 7, with
+    the smoothed share spread over all V tokens.
+
+    Args:
+        features: [N, C]; fp32, or bf16 under autocast (products in bf16, sums and softmax in fp32).
+        weight: W, [V, C].
+        bias: b, [V].
+        target: int64 [N], the right tokens; no padding.
+        label_smoothing: ε in [0, 1).
+
+    Returns:
+        the loss, differentiable with respect to features, weight and bias; the negative log-likelihood, for reports. Both
+        are sums over tokens, in nats.
+    """
+    return _OutputLoss.apply(features, weight, bias, target, label_smoothing)  # pyright: ignore
+
+
+class _OutputLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, weight, bias, target, epsilon):  # noqa: ANN001, D102
+        vocabulary = len(weight)
+        smooth = epsilon / vocabulary
+        operand = weight.to(features.dtype)  # the products' dtype
+        grad_features = torch.empty_like(features)
+        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        likelihood = weight.new_zeros(())
+        rows = max(1, _CHUNK_BYTES // (4 * vocabulary))
+        for f, y, grad_f in zip(features.split(rows), target.split(rows), grad_features.split(rows), strict=True):
+            z = torch.addmm(bias.to(f.dtype), f, operand.t()).to(weight.dtype).log_softmax(1)
+            likelihood -= z.gather(1, y[:, None]).sum()
+            # d loss / d z = softmax(z) - (1 - ε) [v = y] - ε/V; the last term is the same everywhere: it is added below.
+            z.exp_().scatter_add_(1, y[:, None], z.new_full((len(y), 1), epsilon - 1))
+            grad_bias += z.sum(0)
+            g = z.to(f.dtype)
+            torch.mm(g, operand, out=grad_f)
+            if f.dtype == weight.dtype:
+                grad_weight.addmm_(g.t(), f)
+            else:
+                grad_weight += g.t() @ f
+        loss = likelihood
+        if epsilon:
+            # Σ_v nll_nv = V nll_ny + V z_ny - Σ_v z_nv, whose sums over v are products with the summed weight.
+            weight_sum, feature_sum = weight.sum(0), features.sum(0).to(weight.dtype)
+            right = (features.to(weight.dtype) * weight[target]).sum() + bias[target].sum()
+            every = weight_sum @ feature_sum + len(target) * bias.sum()
+            loss = likelihood + smooth * (vocabulary * right - every)
+            grad_features -= smooth * weight_sum.to(features.dtype)
+            grad_weight -= smooth * feature_sum
+            grad_bias -= smooth * len(target)
+        ctx.save_for_backward(grad_features, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(likelihood)
+        return loss, likelihood
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):  # noqa: ANN001, D102
+        return *(saved * grad for saved in ctx.saved_tensors), None, None

@@ -1,0 +1,112 @@
+"""From a corpus to what training reads: the split, the vocabularies, the encoded training part."""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from limelight.data import Corpus, EncodedCorpus, Pair, ReadReport, Tokenizer, split_corpus, train_tokenizer, write_split
+from limelight.data.split import write_tsv
+from limelight.run_folder import RunFolder
+from limelight.training.config import DataConfig
+
+Say = Callable[[str], None]
+"""Called with a line of what is being done."""
+
+_ENDS = ".!?¡¿。！？…"  # what closes, or in Spanish opens, a sentence
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training reads."""
+
+    corpus: EncodedCorpus
+    dev: list[tuple[str, str]]
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+
+
+def prepare(run: RunFolder, corpus: Corpus, dev: Corpus | None, config: DataConfig, seed: int, say: Say) -> Prepared:
+    """Split, learn the vocabularies, encode; everything lands in the run folder.
+
+    Args:
+        run: a new run folder.
+        corpus: the parallel text.
+        dev: a corpus to validate on; None holds a part of `corpus` out, and a test part too.
+        config: how.
+        seed: of the split.
+        say: told what was read and skipped.
+
+    Raises:
+        DataError: the corpus cannot be used; OutputError: the folder cannot be written.
+    """
+    report = ReadReport()
+    say(f"reading {corpus}")
+    if dev is None:
+        split = split_corpus(corpus, dev=config.dev, test=config.test, seed=seed, report=report)
+        counts = write_split(corpus, split, run.data)
+        say(f"{split.pairs} pairs of {split.unique} source sentences; " + _counts(counts))
+    else:
+        dev_report = ReadReport()
+        count = write_tsv(run.data / "train.tsv", corpus.pairs(report))
+        dev_count = write_tsv(run.data / "dev.tsv", dev.pairs(dev_report))
+        say(f"{count} training pairs, {dev_count} dev pairs")
+        _say_skipped(dev_report, say)
+    _say_skipped(report, say)
+    train = replace(corpus, tsv=run.data / "train.tsv", source=None, target=None)
+    source_tokenizer, target_tokenizer = _learn_tokenizers(train, config)
+    source_tokenizer.save(run.tokenizer("source"))
+    target_tokenizer.save(run.tokenizer("target"))
+    say(f"vocabularies: {len(source_tokenizer)} source and {len(target_tokenizer)} target {config.tokens} tokens")
+    encoded = EncodedCorpus.build(
+        run.data / "train",
+        _with_loose_ends(train.pairs(), config.loose_ends),
+        source_tokenizer,
+        target_tokenizer,
+        max_tokens=config.max_tokens,
+    )
+    if encoded.skipped:
+        say(f"{encoded.skipped} training pairs are longer than {config.max_tokens} tokens and were left out")
+    return Prepared(encoded, read_dev(run), source_tokenizer, target_tokenizer)
+
+
+def reopen(run: RunFolder) -> Prepared:
+    """What `prepare` left in the folder; raises RunFolderError when a file is missing or damaged."""
+    source_tokenizer, target_tokenizer = run.read_tokenizers()
+    corpus = EncodedCorpus.open(run.data / "train", tokenizers=(source_tokenizer, target_tokenizer))
+    return Prepared(corpus, read_dev(run), source_tokenizer, target_tokenizer)
+
+
+def read_dev(run: RunFolder) -> list[tuple[str, str]]:
+    """The dev part's pairs."""
+    return [(pair.source, pair.target) for pair in Corpus(tsv=run.data / "dev.tsv").pairs()]
+
+
+def _learn_tokenizers(train: Corpus, config: DataConfig) -> tuple[Tokenizer, Tokenizer]:
+    def learn(sides: Callable[[Pair], Iterable[str]]) -> Tokenizer:
+        lines = (line for pair in train.pairs() for line in sides(pair))
+        return train_tokenizer(config.tokens, lines, vocab_size=config.vocabulary, lowercase=config.lowercase)
+
+    if config.joint:
+        both = learn(lambda pair: (pair.source, pair.target))
+        return both, both
+    return learn(lambda pair: (pair.source,)), learn(lambda pair: (pair.target,))
+
+
+def _with_loose_ends(pairs: Iterable[Pair], share: float) -> Iterator[Pair]:
+    for pair in pairs:
+        yield pair
+        if not share or zlib.crc32(f"{pair.source}\t{pair.target}".encode()) / 2**32 >= share:
+            continue
+        source, target = pair.source.strip(_ENDS), pair.target.strip(_ENDS)
+        if source and target and (source, target) != (pair.source, pair.target):
+            yield replace(pair, source=source, target=target)
+
+
+def _counts(counts: dict) -> str:
+    return ", ".join(f"{count} {part}" for part, count in counts.items() if count)
+
+
+def _say_skipped(report: ReadReport, say: Say) -> None:
+    if report.skipped:
+        say(report.summary())

@@ -1,0 +1,227 @@
+"""`train`: one call from parallel text to a translator. The command line's `train` is this function."""
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limelight.allocator import keep_freed_memory
+from limelight.data import Batches, Corpus
+from limelight.devices import find_device
+from limelight.errors import ArgumentError, RunFolderError
+from limelight.files import remove_leftovers
+from limelight.models import Seq2SeqConfig, TransformerConfig, build_model, describe_model, model_config
+from limelight.run_folder import RunFolder, fill_model, read_tensors
+from limelight.training.config import DataConfig, TrainingConfig
+from limelight.training.loop import Progress, Trainer
+from limelight.training.prepare import Prepared, prepare, reopen
+from limelight.training.progress import Display, default_display
+from limelight.translator import Translator
+
+CHANGEABLE = ("epochs", "updates", "minutes", "patience", "save_seconds", "device", "threads")
+"""What may be set anew when a run is resumed."""
+
+_MODEL_FIELDS = {"rnn": Seq2SeqConfig, "transformer": TransformerConfig}
+_DERIVED = ("source_vocabulary", "target_vocabulary", "pad")  # known only once the vocabularies are
+
+# What suits a kind of model where the user says nothing.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "rnn": {"rate": 1e-3, "warmup": 200},
+    "transformer": {"rate": 1e-3, "warmup": 1000},
+}
+
+
+def train(
+    corpus: str | Path | Corpus,
+    *,
+    out: str | Path,
+    target: str | Path | None = None,
+    dev_file: str | Path | Corpus | None = None,
+    model: str = "rnn",
+    overwrite: bool = False,
+    display: Display | None = None,
+    **settings: Any,
+) -> tuple[Translator, Progress]:
+    """Learn to translate from parallel text.
+
+    Args:
+        corpus: a file of `source<TAB>target` lines, .gz too; or, with `target`, the file of source sentences.
+        out: the run folder to make.
+        target: the file of target sentences, line by line with `corpus`.
+        dev_file: a TSV to validate on; by default parts of the corpus are held out, see `DataConfig`.
+        model: "rnn" or "transformer".
+        overwrite: replace what an earlier run left in `out`.
+        display: shows the progress; by default a bar in a terminal, lines elsewhere.
+        **settings: any field of `DataConfig`, `TrainingConfig`, and `Seq2SeqConfig` or `TransformerConfig`, by its name:
+            `attention="bahdanau"`, `epochs=5`, `lowercase=True`, `hidden=512`.
+
+    Returns:
+        a translator with the best weights, and where training ended (`finished` is False after Ctrl-C).
+
+    Raises:
+        ArgumentError: an unknown setting, or one out of range. DataError: the corpus cannot be used. OutputError: the folder
+        exists, or cannot be written.
+
+    Example:
+        >>> translator, _ = limelight.train("spa.txt", out="runs/es", attention="bahdanau", epochs=8)
+        >>> translator.translate(["good morning"])[0].text
+        '¡Buenos días!'
+    """
+    keep_freed_memory()
+    data, training, sizes = sort_settings(model, settings)
+    run, display = RunFolder(Path(out)), display or default_display()
+    train_corpus = _as_corpus(corpus, target, data.max_words)
+    dev_corpus = None if dev_file is None else _as_corpus(dev_file, None, data.max_words)
+    if overwrite:
+        run.clear()
+    run.create()
+    try:
+        _use_threads(training)
+        torch.manual_seed(training.seed)
+        prepared = prepare(run, train_corpus, dev_corpus, data, training.seed, display.say)
+        vocabularies = {
+            "source_vocabulary": len(prepared.source_tokenizer),
+            "target_vocabulary": len(prepared.target_tokenizer),
+        }
+        config = model_config(model, **vocabularies, **sizes)
+        net = build_model(config).to(find_device(training.device))
+        trainer = _trainer(net, prepared, run, training, display)
+        run.write_config(
+            {
+                "model": describe_model(config),
+                "data": asdict(data),
+                "training": asdict(training),
+                "corpus": [str(path) for path in train_corpus.paths],
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+                "command": sys.argv,
+            }
+        )
+        trainer.save()
+        display.say(_introduce(net, training, trainer))
+        progress = trainer.train()
+    finally:
+        display.close()
+    return _with_best_weights(trainer), progress
+
+
+def resume(
+    out: str | Path, *, display: Display | None = None, **settings: Any
+) -> tuple[Translator, Progress]:
+    """Go on with a run where it was last saved; with the same settings it ends with the same weights, bit for bit.
+
+    Args:
+        out: the run folder.
+        display: as for `train`.
+        **settings: what to change, of `CHANGEABLE`. A longer run (`epochs`, `updates`) changes the schedule's end.
+
+    Returns:
+        as `train`.
+
+    Raises:
+        RunFolderError: a file is missing or damaged. ArgumentError: a setting that cannot change in the middle of a run.
+    """
+    keep_freed_memory()
+    run, display = RunFolder(Path(out)), display or default_display()
+    stored = run.read_config()
+    fixed = sorted(settings.keys() - set(CHANGEABLE))
+    if fixed:
+        raise ArgumentError(
+            f"{fixed[0]}: cannot change when a run is resumed, only {', '.join(CHANGEABLE)} can; leave it out, or start anew"
+        )
+    training = replace(TrainingConfig(**stored["training"]), **settings)
+    if not run.last.exists():
+        raise RunFolderError(f"{run.last} is missing, so there is no state to resume from; start anew with --overwrite")
+    for folder in (run.path, run.snapshots, run.data):
+        if folder.is_dir():
+            remove_leftovers(folder)
+    try:
+        _use_threads(training)
+        if torch.get_num_threads() != stored["threads"]:
+            display.say(
+                f"this run used {stored['threads']} threads, now there are {torch.get_num_threads()}: "
+                "the weights will differ in their last bits"
+            )
+        described = dict(stored["model"])
+        net = build_model(model_config(described.pop("kind"), **described)).to(find_device(training.device))
+        trainer = _trainer(net, reopen(run), run, training, display)
+        trainer.resume()
+        if asdict(training) != stored["training"]:
+            run.write_config(stored | {"training": asdict(training)})
+        display.say(f"resuming {run.path} at update {trainer.progress.update} of {trainer.total}")
+        progress = trainer.train()
+    finally:
+        display.close()
+    return _with_best_weights(trainer), progress
+
+
+def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, TrainingConfig, dict[str, Any]]:
+    """Which setting belongs to the data, which to training, which to the model; checked.
+
+    Raises:
+        ArgumentError: a name that none has (with near misses), or a value out of range.
+    """
+    if model not in _MODEL_FIELDS:
+        raise ArgumentError(f"model: must be one of {', '.join(_MODEL_FIELDS)}, got {model!r}")
+    known = {kind: {f.name for f in fields(kind)} for kind in (DataConfig, TrainingConfig, _MODEL_FIELDS[model])}
+    sorted_out: dict[type, dict[str, Any]] = {kind: {} for kind in known}
+    for name, value in (_DEFAULTS[model] | dict(settings)).items():
+        kind = next((kind for kind, names in known.items() if name in names and name not in _DERIVED), None)
+        if kind is None:
+            every = [n for names in known.values() for n in names if n not in _DERIVED]
+            near = difflib.get_close_matches(name, every, 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(every))}"
+            raise ArgumentError(f"{name}: is no setting of a {model} model or its training{hint}")
+        sorted_out[kind][name] = value
+    data, training = DataConfig(**sorted_out[DataConfig]), TrainingConfig(**sorted_out[TrainingConfig])
+    sizes = sorted_out[_MODEL_FIELDS[model]]
+    # The model's own rules speak now, not after the corpus has been read.
+    size = 16 if data.joint else 17
+    model_config(model, source_vocabulary=16, target_vocabulary=size, **sizes)
+    return data, training, sizes
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide a run's results."""
+    packages = ("limelight", "torch", "numpy", "tokenizers", "sacrebleu", "safetensors")
+    return {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
+
+
+def _trainer(net, prepared: Prepared, run: RunFolder, training: TrainingConfig, display: Display) -> Trainer:  # noqa: ANN001
+    translator = Translator(net, prepared.source_tokenizer, prepared.target_tokenizer, device=training.device)
+    batches = Batches(prepared.corpus, max_tokens=training.batch_tokens, seed=training.seed)
+    return Trainer(net, translator, batches, prepared.dev, run, training, display)
+
+
+def _as_corpus(corpus: str | Path | Corpus, target: str | Path | None, max_words: int) -> Corpus:
+    if isinstance(corpus, Corpus):
+        return corpus
+    if target is None:
+        return Corpus(tsv=Path(corpus), max_words=max_words)
+    return Corpus(source=Path(corpus), target=Path(target), max_words=max_words)
+
+
+def _use_threads(training: TrainingConfig) -> None:
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+
+
+def _introduce(net: torch.nn.Module, training: TrainingConfig, trainer: Trainer) -> str:
+    parameters = sum(p.numel() for p in net.parameters())
+    return (
+        f"{parameters:,} parameters, {len(trainer.batches.corpus):,} pairs, {trainer.total:,} updates on "
+        f"{trainer.device} with {torch.get_num_threads()} threads, {training.precision}"
+    )
+
+
+def _with_best_weights(trainer: Trainer) -> Translator:
+    """The translator with the best weights, or with those at hand when nothing has been validated yet."""
+    if trainer.run.best.exists():
+        fill_model(trainer.model, read_tensors(trainer.run.best)[0], trainer.run.best)
+    trainer.model.eval()
+    return trainer.translator
