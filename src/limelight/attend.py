@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limelight.backends.protocol import Call
 from limelight.backends.select import BACKENDS, choose
-from limelight.contract import check_bias, check_dropout, check_inputs
+from limelight.contract import check_bias, check_dropout, check_inputs, common_dtype
 from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.block import fold_lead
@@ -55,7 +55,7 @@ def attend(
 
     Errors: ArgumentError for an argument that breaks a rule; BackendError if the named backend cannot run the call.
 
-    Example: `attend(q, k, v, mask=causal())` with q [2, 8, 5, 64], k [2, 2, 7, 64], v [2, 2, 7, 32] gives [2, 8, 5, 32].
+    Example: `attend(q, k, v, mask=causal())` with q [2, 8, 5, 64], k and v [2, 2, 7, 64] gives [2, 8, 5, 64].
     """
     call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=False)
     output = choose(call, backend).run(call).output
@@ -90,7 +90,7 @@ def look(
     call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=True)
     result = choose(call, backend).run(call)
     assert result.lse is not None
-    view = AttentionView(call, result.lse)
+    view = AttentionView(call, result.lse, result.weights)
     view.gather(observe)
     return result.output.reshape(query.shape[:-1] + result.output.shape[-1:]), view
 
@@ -153,6 +153,7 @@ def _checked(
     wants_lse: bool,
 ) -> Call:
     """The call, checked, prepared by its score, its leading axes folded into one."""
+    query, key, value = common_dtype(query, key, value)
     check_inputs(query, key, value)
     score = _DEFAULT_SCORE if score is None else score
     if not isinstance(score, Score):

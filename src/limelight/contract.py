@@ -47,6 +47,14 @@ def require_broadcast(name: str, tensor: Tensor, full: Sequence[int]) -> None:
         )
 
 
+def common_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, where layers narrow some tensors and not others, the three in the widest of their dtypes."""
+    if query.dtype is key.dtype is value.dtype or not torch.is_autocast_enabled(query.device.type):
+        return query, key, value
+    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
 def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Check query [..., H, T, D], key [..., G, S, D'], value [..., G, S, E] against each other.
 

@@ -1,8 +1,8 @@
 """Files that are there whole or not at all: atomic writing, and small JSON files that notice when they were changed.
 
 Everything Limelight saves goes through `atomic_write`: the bytes go to a temporary name in the same folder, reach the
-disk (fsync), and only then take the real name (`os.replace`). A crash, Ctrl-C or a full disk at any moment leaves the old
-file as it was.
+disk (fsync), and only then take the real name (`os.replace`). A crash, Ctrl-C or a full disk at any moment leaves the
+old file as it was.
 """
 
 import contextlib

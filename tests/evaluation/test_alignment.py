@@ -45,7 +45,7 @@ def test_parse_names_the_place_the_item_and_the_line(item):
 def test_parse_rejects_a_zero_in_a_file_that_counts_from_one():
     with pytest.raises(DataError, match=r"'0-1' has a word number below 1; .* first=0"):
         parse_pharaoh("1-1 0-1", first=1)
-    with pytest.raises(ArgumentError, match="first: .* 0 or 1, got 2"):
+    with pytest.raises(ArgumentError, match=r"first: .* 0 or 1, got 2"):
         parse_pharaoh("", first=2)
 
 
@@ -207,7 +207,7 @@ def test_word_weights_of_words_without_pieces_are_zero():
 
 
 def test_word_weights_errors():
-    with pytest.raises(ArgumentError, match="source_words: .* each of the 2 source pieces of weights, got 3"):
+    with pytest.raises(ArgumentError, match=r"source_words: .* each of the 2 source pieces of weights, got 3"):
         word_weights([[0.5, 0.5]], [0, 1, 2], [0])
     with pytest.raises(ArgumentError, match=r"target_words: .* in \[-1, 1\] for 2 words .*, got 2"):
         word_weights([[0.5], [0.5]], [0], [0, 2], target_count=2)

@@ -57,7 +57,21 @@ def test_agrees_with_the_sacrebleu_command(tmp_path):
     references = [some[0] for some in REFERENCES]
     (tmp_path / "ref.txt").write_text("\n".join(references) + "\n")
     (tmp_path / "hyp.txt").write_text("\n".join(HYPOTHESES) + "\n")
-    command = [sys.executable, "-m", "sacrebleu", "ref.txt", "-i", "hyp.txt", "-lc", "-m", "bleu", "chrf", "-b", "-w", "6"]
+    command = [
+        sys.executable,
+        "-m",
+        "sacrebleu",
+        "ref.txt",
+        "-i",
+        "hyp.txt",
+        "-lc",
+        "-m",
+        "bleu",
+        "chrf",
+        "-b",
+        "-w",
+        "6",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     bleu, chrf = (float(number) for number in done.stdout.replace("[", "").replace("]", "").replace(",", " ").split())
     quality = corpus_quality(HYPOTHESES, [[one] for one in references], lowercase=True)
@@ -95,7 +109,7 @@ def test_errors(function):
 
 
 def test_by_length_puts_the_ends_into_the_lower_interval():
-    words = "a b c d e f g h i j k l m".split()
+    words = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m"]
     lengths = [1, 5, 6, 10, 11, 13]
     texts = [" ".join(words[:length]) for length in lengths]
     bins = by_length(texts, [[text] for text in texts], lengths, edges=(5, 10))

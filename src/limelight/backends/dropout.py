@@ -1,8 +1,8 @@
 """Dropout from a counter-based generator: whether a weight is dropped depends on its place and the seed alone.
 
-So the same weights are dropped whatever the block size, in every backend, and the backward pass drops them again without
-anything having been stored. Each row (batch, head, query) gets 32 random bits, each column (key) gets 32; a pair's bits
-are a two-round integer mix of their exclusive or, in the manner of the murmur3 finaliser.
+So the same weights are dropped whatever the block size, in every backend, and the backward pass drops them again with
+nothing stored. Each row (batch, head, query) gets 32 random bits, each column (key) gets 32; a pair's bits are a
+two-round integer mix of their exclusive or, in the manner of the murmur3 finaliser.
 """
 
 from __future__ import annotations

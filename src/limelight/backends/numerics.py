@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,16 @@ from torch import Tensor
 def all_finite(*tensors: Tensor | None) -> bool:
     """Whether every number is finite, by one sum each; may say False when a sum of finite numbers overflows."""
     return all(
-        tensor is None or math.isfinite(float(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))))
+        tensor is None
+        or math.isfinite(float(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))))
         for tensor in tensors
     )
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Backends choose their dtypes themselves; autocast would narrow their products."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def without_nonfinite(tensor: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from limelight.contract import accumulation_dtype
 from limelight.masks import Block, Mask
 from limelight.masks.block import Selector
 from limelight.scores import Score
@@ -55,10 +54,14 @@ class Call:
 
 
 class Result(NamedTuple):
-    """Output [N, H, T, E]; lse [N, H, T] in the accumulation dtype (None when not wanted)."""
+    """Output [N, H, T, E]; lse [N, H, T] in the accumulation dtype (may be None when not wanted).
+
+    weights [N, H, T, S] before dropout, without a graph, where the whole matrix was one block and they are there.
+    """
 
     output: Tensor
     lse: Tensor | None
+    weights: Tensor | None = None
 
 
 class Backend(ABC):
@@ -74,6 +77,10 @@ class Backend(ABC):
     @abstractmethod
     def refusal(self, call: Call) -> str | None:
         """Why it cannot run this call, in a phrase; None if it can."""
+
+    @abstractmethod
+    def fastest(self, call: Call) -> bool:
+        """Whether "auto" may take it, given that it can run and no backend before it was taken: as measured."""
 
     @abstractmethod
     def run(self, call: Call) -> Result:
@@ -92,6 +99,3 @@ def groups_of(gradient: Tensor, groups: int) -> Tensor:
     """The reverse for a gradient [n, H, s, D]: sum over the query heads that share a key head."""
     n, heads, s, width = gradient.shape
     return gradient if heads == groups else gradient.view(n, groups, heads // groups, s, width).sum(2)
-
-
-

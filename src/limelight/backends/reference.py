@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from limelight.backends.dropout import kept_over_rate
+from limelight.backends.numerics import no_autocast
 from limelight.backends.protocol import Backend, Call, Result, heads_of
 from limelight.contract import accumulation_dtype
 from limelight.masks import Block
-from limelight.masks.block import pick_block
 
 
 class Reference(Backend):
@@ -20,15 +20,23 @@ class Reference(Backend):
 
     @property
     def name(self) -> str:
-        """reference."""
+        """Its name."""
         return "reference"
 
     def refusal(self, call: Call) -> str | None:
         """It runs everything."""
         return None
 
+    def fastest(self, call: Call) -> bool:
+        """Whenever the backends before it are not."""
+        return True
+
     def run(self, call: Call) -> Result:
         """The whole matrix at once; row by row where NaN or inf could stand behind a mask."""
+        with no_autocast(call.query):
+            return self._run(call)
+
+    def _run(self, call: Call) -> Result:
         dtype, heads = accumulation_dtype(call.query.dtype), call.query.shape[1]
         query, key, value = (heads_of(tensor.to(dtype), heads) for tensor in (call.query, call.key, call.value))
         bias = None if call.bias is None else call.bias.to(dtype)
@@ -64,9 +72,7 @@ def _rows(
     return torch.matmul(weights, value), (peak + total.log()).squeeze(-1)
 
 
-def _row_by_row(
-    call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _row_by_row(call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Each row from the keys that it may attend to and from nothing else. Slow, and right whatever the others hold."""
     n, heads, queries, _ = query.shape
     allowed = torch.ones(n, heads, queries, key.shape[2], dtype=torch.bool, device=query.device)
@@ -84,10 +90,10 @@ def _row_by_row(
                 columns = allowed[b, h, i].nonzero().squeeze(-1)
                 output, lse = _rows(
                     call,
-                    F.pad(query[b, h, i][None, None, None], alone),
-                    F.pad(key[b, h, columns][None, None], alone),
-                    F.pad(value[b, h, columns][None, None], alone),
-                    None if bias is None else F.pad(bias[b, h, i, columns][None, None, None], alone),
+                    functional.pad(query[b, h, i][None, None, None], alone),
+                    functional.pad(key[b, h, columns][None, None], alone),
+                    functional.pad(value[b, h, columns][None, None], alone),
+                    None if bias is None else functional.pad(bias[b, h, i, columns][None, None, None], alone),
                     None,
                     call.block(slice(b, b + 1), slice(i, i + 1), columns),
                 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from limelight.backends.fused import Fused
 from limelight.backends.protocol import Backend, Call
 from limelight.backends.reference import Reference
 from limelight.backends.streaming import Streaming
 from limelight.errors import ArgumentError, BackendError
 
-BACKENDS: tuple[Backend, ...] = (Streaming(), Reference())
-"""Every backend, fastest first: `auto` takes the first that can."""
+BACKENDS: tuple[Backend, ...] = (Fused(), Streaming(), Reference())
+"""Every backend, in the order in which `auto` asks: it takes the first that is fastest for the call and can run it."""
 
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
@@ -20,7 +21,7 @@ def choose(call: Call, name: str) -> Backend:
     """
     if name == "auto":
         for backend in BACKENDS:
-            if backend.refusal(call) is None:
+            if backend.fastest(call) and backend.refusal(call) is None:
                 return backend
         raise BackendError(f"No backend can run this call: {reasons(call)}.")
     backend = _BY_NAME.get(name)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limelight.backends.protocol import Call, heads_of
 from limelight.masks import Block
-from limelight.masks.block import pick, pick_block
+from limelight.masks.block import pick, pick_block, positions
 
 
 class Tile(NamedTuple):
@@ -29,18 +29,22 @@ class Tile(NamedTuple):
 def query_piece(tensor: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
     """The rows of the block, [n, H, t, .], of a tensor [N, H, T, .]."""
     for axis, selector in enumerate((block.batch, block.head, block.rows)):
-        tensor = _take(tensor, axis, selector)
+        tensor = take(tensor, axis, selector)
     return tensor.to(dtype)
 
 
 def key_piece(tensor: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
-    """The columns of the block, [n, H, s, .], of a tensor [N, G, S, .]; the heads are repeated to H."""
-    tensor = _take(_take(tensor, 0, block.batch), 2, block.columns)
-    tensor = heads_of(tensor.to(dtype), block.heads)
-    return _take(tensor, 1, block.head)
+    """The columns of the block, [n, H, s, .], of a tensor [N, G, S, .]; each query head has its own copy."""
+    tensor = take(take(tensor, 0, block.batch), 2, block.columns).to(dtype)
+    shared = block.heads // max(1, tensor.shape[1])
+    if block.head == slice(0, block.heads):
+        return heads_of(tensor, block.heads)
+    if shared == 1:
+        return take(tensor, 1, block.head)
+    return tensor.index_select(1, positions(block.head, tensor.device) // shared)
 
 
-def _take(tensor: Tensor, axis: int, selector: slice | Tensor) -> Tensor:
+def take(tensor: Tensor, axis: int, selector: slice | Tensor) -> Tensor:
     """As `pick`, for an axis that is never broadcast: size 1 means one position."""
     if tensor.shape[axis] != 1:
         return pick(tensor, axis, selector)

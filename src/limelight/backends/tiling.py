@@ -31,16 +31,14 @@ def pieces(size: int, step: int) -> Iterator[slice]:
 
 
 class Plan:
-    """The blocks of a call: batch pieces, row pieces in each, and for those the column blocks that may hold anything."""
+    """The blocks of a call: batch pieces, row pieces in each, and for those the column blocks not ruled out."""
 
     __slots__ = ("call", "columns", "n", "rows")
 
     def __init__(self, call: Call, budget: int = BUDGET) -> None:
         n, heads, queries, _ = call.query.shape
         self.call = call
-        self.n, self.rows, self.columns = block_sizes(
-            n, heads, queries, call.key.shape[2], call.pair_cost(), budget
-        )
+        self.n, self.rows, self.columns = block_sizes(n, heads, queries, call.key.shape[2], call.pair_cost(), budget)
 
     def row_blocks(self) -> Iterator[tuple[slice, slice]]:
         """(batch piece, row piece), covering N and T."""

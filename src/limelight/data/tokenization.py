@@ -142,7 +142,9 @@ class Tokenizer:
         spaces = list(accumulate((char == " " for char in text), initial=0))
         tokens, words = [], []
         for piece, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
-            tokens.append(text[start:end].strip() or (VISIBLE_SPACE if piece == space else piece.lstrip(MARK)))
+            # A lone mark in front of the first word covers that word's first character, not a space.
+            surface = VISIBLE_SPACE if piece == space else text[start:end].strip()
+            tokens.append(surface or piece.lstrip(MARK))
             words.append(-1 if piece == " " else spaces[start] + text.startswith(" ", start))
         return Pieces(encoding.ids, tokens, words, [index == self.unk for index in encoding.ids])
 

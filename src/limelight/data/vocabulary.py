@@ -114,8 +114,8 @@ def learn_subwords(lines: Iterable[str], vocab_size: int, lowercase: bool, min_f
         if error.filename is not None and not os.fsdecode(error.filename).startswith(folder):
             raise
         raise OutputError(
-            f"cannot write a temporary file in {folder}: {error.strerror or error}; free some space there, or set TMPDIR "
-            "to another folder"
+            f"cannot write a temporary file in {folder}: {error.strerror or error}; free some space there, or set "
+            "TMPDIR to another folder"
         ) from error
 
 

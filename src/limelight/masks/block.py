@@ -86,7 +86,7 @@ def pick_block(tensor: Tensor, block: Block) -> Tensor:
 
 
 def fold_lead(tensor: Tensor, lead: tuple[int, ...], trailing: int) -> Tensor:
-    """Fold the leading axes [..., trailing axes] into one of size N, or 1 where the tensor is the same along all of them.
+    """Fold the leading axes [..., trailing axes] into one: N, or 1 where the tensor is the same along all of them.
 
     The tensor broadcasts to `lead` in front of its last `trailing` axes. A view, except where two or more leading axes
     are broadcast in part.

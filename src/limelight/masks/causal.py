@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.contract import require_choice
 from limelight.masks.block import Block, bounds
-from limelight.masks.protocol import Mask
+from limelight.masks.protocol import Mask, remembered
 
 Align = Literal["end", "start"]
 
@@ -28,8 +28,10 @@ class Causal(Mask):
 
     def tile(self, block: Block) -> Tensor:
         """Bool [t, s]."""
-        rows = block.row_index()
-        return block.column_index() <= (rows + offset(self.align, block)).unsqueeze(-1)
+        return remembered(self, block, self._tile)
+
+    def _tile(self, block: Block) -> Tensor:
+        return block.column_index() <= (block.row_index() + offset(self.align, block)).unsqueeze(-1)
 
     def rules_out(self, block: Block) -> bool:
         """The first key lies behind the last query."""
@@ -49,7 +51,7 @@ class Causal(Mask):
 
 @cache
 def causal(align: Align = "end") -> Mask:
-    """Keys in [0, S - T + i] for query i (`align="end"`: the last query sees every key), or in [0, i] (`align="start"`).
+    """Keys in [0, S - T + i] for query i (`align="end"`: the last query sees all keys), or in [0, i] (`align="start"`).
 
     With T > S and `align="end"` the first T - S queries may attend to nothing: output 0.
 

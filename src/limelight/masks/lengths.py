@@ -12,7 +12,7 @@ from torch import Tensor
 from limelight.contract import integer_dtypes
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, bounds, pick
-from limelight.masks.protocol import Mask
+from limelight.masks.protocol import Mask, remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,9 @@ class Lengths(Mask):
 
     def tile(self, block: Block) -> Tensor:
         """Bool [n, 1, 1, s]."""
+        return remembered(self, block, self._tile)
+
+    def _tile(self, block: Block) -> Tensor:
         count = pick(self._folded(block), 0, block.batch)
         return block.column_index() < count.reshape(-1, 1, 1, 1)
 
@@ -85,8 +88,8 @@ def lengths(count: Tensor) -> Mask:
 
     A length of 0 leaves that sequence's queries nothing to attend to: output 0.
 
-    Errors: ArgumentError for a dtype that is not an integer, for negative lengths, and, when used, for a shape that does
-    not fit the leading axes or a length above S.
+    Errors: ArgumentError for a dtype that is not an integer, for negative lengths, and, when used, for a shape that
+    does not fit the leading axes or a length above S.
 
     Example: `attend(q, k, v, mask=lengths(torch.tensor([7, 3])))` with q [2, H, T, D], k [2, H, 7, D].
     """

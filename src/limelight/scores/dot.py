@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from limelight.errors import ArgumentError
-from limelight.masks.block import Block
+from limelight.masks.block import Block, Selector
 from limelight.scores.protocol import Score, TileGradient, require_same_width
 
 
 def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """scale · query keyᵀ, [n, H, t, s]; the scale costs nothing, it is part of the matrix product."""
+    """The matrix scale · query keyᵀ, [n, H, t, s]; the scale costs nothing, it is part of the matrix product."""
     n, heads, t, width = query.shape
     s = key.shape[2]
     left, right = query.reshape(n * heads, t, width), key.reshape(n * heads, s, width).mT
@@ -53,10 +53,18 @@ class Dot(Score):
         """The score alone."""
         return 1
 
+    def of_heads(self, parameters: tuple[Tensor, ...], head: Selector) -> tuple[Tensor, ...] | None:
+        """There are none."""
+        return parameters
+
+    def proves_finite(self) -> bool:
+        """NaN and inf show in the product, unless the scale is 0."""
+        return self.scale != 0.0
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """scale · q·k."""
+        """The scores scale · q·k."""
         scale = self.plain_scale(query.shape[-1])
         assert scale is not None
         return scaled_product(query, key, scale), ()
@@ -70,15 +78,15 @@ class Dot(Score):
         kept: tuple[Tensor, ...],
         gradient: Tensor,
     ) -> TileGradient:
-        """d q = scale · g k, d k = scale · gᵀ q."""
+        """With g the gradient: d q = scale · g k, d k = scale · gᵀ q."""
         scale = self.plain_scale(query.shape[-1])
-        if scale != 1.0:
+        if scale is not None and scale != 1.0:
             gradient = gradient * scale
         return TileGradient(torch.matmul(gradient, key), torch.matmul(gradient.mT, query), ())
 
 
 def dot(scale: float | None = None) -> Score:
-    """scale · q·k.
+    """The dot-product score: scale · q·k.
 
     With the default scale 1/sqrt(D), D the width of the query: scaled dot-product attention (Vaswani et al. 2017, arXiv
     1706.03762, eq. 1). With `dot(1.0)`: the *dot* score of Luong, Pham, Manning 2015 (arXiv 1508.04025).

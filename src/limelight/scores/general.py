@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limelight.errors import ArgumentError
-from limelight.masks.block import Block
+from limelight.masks.block import Block, Selector
 from limelight.scores.dot import Dot
 from limelight.scores.protocol import Score, TileGradient, require_weight
 
@@ -31,8 +31,8 @@ class General(Score):
         require_weight("general(weight)", self.weight, (query.shape[-1], key.shape[-1]), query)
 
     def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """q W, so that what is left is a dot product."""
-        return torch.matmul(query, self.weight.to(query.dtype)), key
+        """The query times W, so that what is left is a dot product."""
+        return torch.matmul(query, self.weight), key
 
     def plain_scale(self, width: int) -> float | None:
         """The scale."""
@@ -41,6 +41,14 @@ class General(Score):
     def pair_cost(self, width: int) -> int:
         """The score alone."""
         return self.inner.pair_cost(width)
+
+    def of_heads(self, parameters: tuple[Tensor, ...], head: Selector) -> tuple[Tensor, ...] | None:
+        """There are none."""
+        return parameters
+
+    def proves_finite(self) -> bool:
+        """As the dot product."""
+        return self.inner.proves_finite()
 
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
@@ -62,7 +70,7 @@ class General(Score):
 
 
 def general(weight: Tensor, scale: float = 1.0) -> Score:
-    """scale · qᵀ W k, W [width of query, width of key] (or one per head, [H, ., .]).
+    """The general score: scale · qᵀ W k, W [width of query, width of key] (or one per head, [H, ., .]).
 
     The *general* score of Luong, Pham, Manning 2015 (arXiv 1508.04025, section 3.1). W is applied once per query.
 

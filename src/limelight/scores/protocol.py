@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from limelight.errors import ArgumentError
-from limelight.masks.block import Block
+from limelight.masks.block import Block, Selector
 
 
 class TileGradient(NamedTuple):
@@ -52,6 +53,17 @@ class Score(ABC):
         """Numbers held at once per (query, key) pair while a tile is computed: 1 for dot, D for additive."""
 
     @abstractmethod
+    def of_heads(self, parameters: tuple[Tensor, ...], head: Selector) -> tuple[Tensor, ...] | None:
+        """The parameters for some of the heads only; None if the tile has to be computed for all heads."""
+
+    @abstractmethod
+    def proves_finite(self) -> bool:
+        """Whether finite scores of a tile prove that where the slope is 0, `tile_gradient` leaves no NaN.
+
+        So for the dot product: a NaN or inf anywhere in query or key shows in a score.
+        """
+
+    @abstractmethod
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -90,6 +102,10 @@ def require_weight(name: str, weight: Tensor, want: tuple[int, ...], like: Tenso
         raise ArgumentError(
             f"score {name} has a head axis of {weight.shape[0]}, but there are {like.shape[-3]} heads. "
             f"Give one per head, or none."
+        )
+    if weight.dtype is not like.dtype and not torch.is_autocast_enabled(like.device.type):
+        raise ArgumentError(
+            f"score {name} must have the dtype of query, {like.dtype}; it is {weight.dtype}. Use .to(query.dtype)."
         )
     if weight.device != like.device:
         raise ArgumentError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.contract import require_count
 from limelight.errors import ArgumentError
-from limelight.masks.block import Block
+from limelight.masks.block import Block, Selector
 from limelight.scores.protocol import Score, TileGradient
 
 
@@ -42,13 +42,19 @@ class TileScore(Score):
         """As given; the width when not given."""
         return self.cost if self.cost is not None else max(1, width)
 
+    def of_heads(self, parameters: tuple[Tensor, ...], head: Selector) -> tuple[Tensor, ...] | None:
+        """The function may treat heads differently, so it gets them all."""
+        return None
+
+    def proves_finite(self) -> bool:
+        """Not known."""
+        return False
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """fn(query, key, *parameters, query_index, key_index), checked for its shape."""
-        scores = self.function(
-            query, key, *parameters, query_index=block.row_index(), key_index=block.column_index()
-        )
+        scores = self.function(query, key, *parameters, query_index=block.row_index(), key_index=block.column_index())
         want = (*query.shape[:-1], key.shape[-2])
         if not isinstance(scores, Tensor) or tuple(scores.shape) != want:
             have = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -71,9 +77,7 @@ class TileScore(Score):
     ) -> TileGradient:
         """torch.autograd.grad on the tile alone."""
         with torch.enable_grad():
-            leaves = tuple(
-                leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in (query, key, *parameters)
-            )
+            leaves = tuple(leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in (query, key, *parameters))
             scores, _ = self.tile(leaves[0], leaves[1], leaves[2:], block)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         if not scores.requires_grad:
@@ -90,7 +94,7 @@ def tile_score(fn: Callable[..., Tensor], *parameters: Tensor, pair_cost: int | 
 
     Arguments:
         fn: fn(query [..., H, t, D], key [..., H, s, D], *parameters, query_index [t], key_index [s]) -> [..., H, t, s]
-            (int64 positions in the whole call, in [0, T) and [0, S)). Score (i, j) may depend on query i and key j only.
+            (int64 positions in the whole call, in [0, T) and [0, S)). Score (i, j) depends on query i and key j alone.
             Gradients reach only what is passed as a parameter, not tensors that fn closes over.
         parameters: tensors that fn reads.
         pair_cost: numbers that fn holds at once per (query, key) pair, so that blocks stay small; the width D if None.

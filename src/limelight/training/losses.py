@@ -53,7 +53,7 @@ class _OutputLoss(torch.autograd.Function):
                 grad_weight.addmm_(g.t(), f)
             else:
                 grad_weight += g.t() @ f
-        loss = likelihood
+        loss = likelihood.clone()
         if epsilon:
             # Σ_v nll_nv = V nll_ny + V z_ny - Σ_v z_nv, whose sums over v are products with the summed weight.
             weight_sum, feature_sum = weight.sum(0), features.sum(0).to(weight.dtype)

@@ -154,6 +154,6 @@ KINDS: tuple[Kind, ...] = (
     Kind("days_of_months", "days", 3, _days_of_months, lambda text, value: _interval(text, "yMMMd", "M", value)),
     Kind("times", "times", 4, _times, _time_interval),
     *_lengths("unit", 12, 4, _quantity, lambda text, value, length: text.unit(value[0], length, value[1], 0)),
-    *_lengths("duration", 8, 3, _series, lambda text, value, length: text.series(value[0], length, value[1])),
+    *_lengths("duration", 7, 4, _series, lambda text, value, length: text.series(value[0], length, value[1])),
     Kind("relative", "relative", 4, _relative, lambda text, value: text.relative(*value)),
 )

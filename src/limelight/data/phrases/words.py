@@ -29,7 +29,6 @@ class Word(NamedTuple):
     role: str = ""
 
 
-@lru_cache(maxsize=65536)
 def words(text: str) -> list[str]:
     """The words of a text: runs of letters, marks and digits, and every other visible character by itself.
 
@@ -41,11 +40,16 @@ def words(text: str) -> list[str]:
         text: any text.
 
     Returns:
-        The words in order; must not be changed in place (it is kept for the next call).
+        The words in order, in Unicode's normal form C.
 
     Example:
         `words("Tuesday, 12.5 km/h") == ["Tuesday", ",", "12", ".", "5", "km", "/", "h"]`
     """
+    return list(_words(text))
+
+
+@lru_cache(maxsize=65536)
+def _words(text: str) -> tuple[str, ...]:
     found: list[str] = []
     run = ""
     for character in unicodedata.normalize("NFC", text):
@@ -60,11 +64,10 @@ def words(text: str) -> list[str]:
             run = ""
         if category[0] not in "ZC":
             found.append(character)
-    if run:
-        found.append(run)
-    return found
+    return (*found, run) if run else tuple(found)
 
 
+@lru_cache(maxsize=65536)
 def is_punctuation(word: str) -> bool:
     """Whether the word holds no letter, mark or digit."""
     return not any(unicodedata.category(character)[0] in "LMN" for character in word)
@@ -72,7 +75,7 @@ def is_punctuation(word: str) -> bool:
 
 def tagged(text: str, field: str = LITERAL, part: int = 0, role: str = "") -> list[Word]:
     """The words of `text`, all with the same field, part and role."""
-    return [Word(word, field, part, role) for word in words(text)]
+    return [Word(word, field, part, role) for word in _words(text)]
 
 
 def join(sequence: Iterable[Word]) -> str:

@@ -24,6 +24,12 @@ _SEEN_OFTEN, _SIZE_PER_SIGHT = 10, 2000
 # singular; a weekday that only one side has would have to be guessed.)
 _TOLD = frozenset({"year", "quarter", "month", "day", "weekday", "hour", "minute", "second"})
 
+# The kinds that a kind gives way to where both write a value alike.
+_FIRST = {
+    kind.name: tuple(other for other in KINDS[:index] if other.family == kind.family)
+    for index, kind in enumerate(KINDS)
+}
+
 
 @dataclass(frozen=True)
 class Phrase:
@@ -74,9 +80,8 @@ class _Pair:
         if not source or not target or not _learnable(source, target):
             return None
         text = join(source)
-        for other in KINDS[: KINDS.index(kind)]:
-            if other.family == kind.family and join(other.write(self.source, value) or ()) == text:
-                return None
+        if any(join(other.write(self.source, value) or ()) == text for other in _FIRST[kind.name]):
+            return None
         sure, possible = align(source, target)
         return Phrase(text, join(target), sure, possible, kind.name) if sure else None
 
@@ -164,7 +169,7 @@ class _Corpus:
                 misses = 0
                 yield
             elif known.target != phrase.target:
-                # A text of two meanings, 3/4 as a date and as a month, say: neither stays.
+                # A text with two meanings (a day in one kind, a month in another): neither stays.
                 self._unfit.add(phrase.source)
                 del self.phrases[phrase.source]
 

@@ -1,0 +1,74 @@
+"""`limelight info`."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Versions, devices, and the backends with what each can run here and why it cannot run the rest."""
+    facts = gather()
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    for title in ("versions", "machine"):
+        table = Table(title=title, title_justify="left", show_header=False)
+        for name, value in facts[title].items():
+            table.add_row(name, str(value))
+        console.print(table)
+    table = Table("call", "backend", "what it says", title="backends", title_justify="left")
+    for call, answers in facts["backends"].items():
+        for backend, answer in answers.items():
+            table.add_row(call, backend, answer)
+        table.add_section()
+    console.print(table)
+
+
+def gather() -> dict[str, Any]:
+    """What `limelight info --json` prints."""
+    import platform
+
+    import torch
+
+    from limelight.training.run import versions
+
+    devices = ["cpu"] + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "vector instructions (torch)": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "devices": ", ".join(devices),
+        },
+        "backends": _backends(),
+    }
+
+
+def _backends() -> dict[str, dict[str, str]]:
+    """What each backend says to calls that are typical of models, and which of them `auto` takes."""
+    import torch
+
+    from limelight import additive, attend, causal, explain, lengths  # noqa: F401
+
+    q = torch.zeros(2, 4, 7, 32)
+    calls: dict[str, tuple[str, dict[str, Any]]] = {
+        "dot": ("dot, no mask", {}),
+        "causal": ("dot, causal", {"mask": causal()}),
+        "padded": ("dot, padded", {"mask": lengths(torch.tensor([7, 5]))}),
+        "additive": ("additive, padded", {"score": additive(torch.zeros(32)), "mask": lengths(torch.tensor([7, 5]))}),
+    }
+    found: dict[str, dict[str, str]] = {}
+    for title, arguments in calls.values():
+        explanation = explain(q, q, q, **arguments)
+        found[title] = {
+            name: ("auto takes it" if name == explanation.chosen else reason or "can run")
+            for name, reason in explanation.reasons.items()
+        }
+    return found
