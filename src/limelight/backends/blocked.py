@@ -113,7 +113,7 @@ class Backward:
         call = self.call
         bias = None if call.bias is None or self.bias is None else self.bias.to(call.bias.dtype)
         to_parameters = (
-            None if grad is None else grad.to(parameter.dtype)
+            torch.zeros_like(parameter) if grad is None else grad.to(parameter.dtype)
             for grad, parameter in zip(self.to_parameters, self.original, strict=True)
         )
         query, key, value = (
@@ -163,8 +163,8 @@ class Backward:
 
         A pair that is allowed and meets such a row or key gets the slope NaN: it shows there, and only there.
         """
-        bad_query = ~tile.query.isfinite().all(-1, keepdim=True)
-        bad_key = ~tile.key.isfinite().all(-1, keepdim=True)
+        bad = torch.isnan if self.call.score.saturates() else _nonfinite
+        bad_query, bad_key = bad(tile.query).any(-1, keepdim=True), bad(tile.key).any(-1, keepdim=True)
         slope = slope.masked_fill(allowed & (bad_query | bad_key.mT), torch.nan).masked_fill(~allowed, 0.0)
         query, key = tile.query.masked_fill(bad_query, 0.0), tile.key.masked_fill(bad_key, 0.0)
         _, kept = self.call.score.tile(query, key, self.parameters, block)
@@ -180,3 +180,7 @@ class Backward:
         )
         part = self.bias[place]
         part += slope.sum_to_size(part.shape)
+
+
+def _nonfinite(tensor: Tensor) -> Tensor:
+    return ~tensor.isfinite()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from limelight.backends.protocol import Call
 from limelight.backends.tiles import key_piece, query_piece, score_tile, take
-from limelight.backends.tiling import BUDGET, Plan, block_sizes, pieces
+from limelight.backends.tiling import Plan, block_sizes, pieces
 from limelight.masks import Block
 from limelight.masks.block import Selector, pick
 
@@ -28,7 +27,7 @@ def weights_of(call: Call, lse: Tensor, block: Block) -> Weights:
     dtype = lse.dtype
     parameters = tuple(parameter.to(dtype) for parameter in call.score.parameters)
     chosen = call.score.of_heads(parameters, block.head)
-    wide = replace(block, head=slice(0, block.heads)) if chosen is None else block
+    wide = block._replace(head=slice(0, block.heads)) if chosen is None else block
     query, key = query_piece(call.query, wide, dtype), key_piece(call.key, wide, dtype)
     scores = score_tile(call, query, key, parameters if chosen is None else chosen, wide, ask=True).scores
     rows = query_piece(lse.unsqueeze(-1), wide, dtype)
@@ -45,15 +44,14 @@ def weights_of(call: Call, lse: Tensor, block: Block) -> Weights:
 def gathered(call: Call, lse: Tensor, block: Block, counts: tuple[int, int, int, int]) -> Tensor:
     """The weights of a block of any size, [n, h, t, s] = counts, put together from blocks of bounded size."""
     n, h, t, s = counts
-    steps = block_sizes(n, h, t, s, call.pair_cost(), BUDGET)
+    steps = block_sizes(n, h, t, s, call.pair_cost())
     if steps == (n, t, s):
         return weights_of(call, lse, block).weights
     out = lse.new_empty(counts)
     for batch in pieces(n, steps[0]):
         for rows in pieces(t, steps[1]):
             for columns in pieces(s, steps[2]):
-                part = replace(
-                    block,
+                part = block._replace(
                     batch=_part(block.batch, batch),
                     rows=_part(block.rows, rows),
                     columns=_part(block.columns, columns),

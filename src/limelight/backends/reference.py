@@ -54,14 +54,15 @@ def _rows(
     call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, forbidden: Tensor | None, block: Block
 ) -> tuple[Tensor, Tensor]:
     """Output [n, H, t, E] and lse [n, H, t] of rows, from all the keys given."""
-    if not key.shape[2]:
-        return query.new_zeros(*query.shape[:3], value.shape[-1]), query.new_full(query.shape[:3], -torch.inf)
     parameters = tuple(parameter.to(query.dtype) for parameter in call.score.parameters)
     scores, _ = call.score.tile(query, key, parameters, block)
     if bias is not None:
-        scores = scores + bias
+        # NaN - inf is NaN, but a bias of -inf forbids.
+        scores = (scores + bias).masked_fill(bias == -torch.inf, -torch.inf)
     if forbidden is not None:
         scores = scores.masked_fill(forbidden, -torch.inf)
+    if not key.shape[2]:
+        return torch.matmul(scores, value), query.new_full(query.shape[:3], -torch.inf)
     peak = scores.detach().amax(-1, keepdim=True)
     empty = peak == -torch.inf
     weights = torch.exp(scores - peak.masked_fill(empty, 0.0))
@@ -69,7 +70,8 @@ def _rows(
     weights = weights / total
     if call.dropout:
         weights = weights * kept_over_rate(block, call.dropout, call.seed, weights.dtype)
-    return torch.matmul(weights, value), (peak + total.log()).squeeze(-1)
+    # Against 0 · NaN in the gradient of what empty rows took no part in.
+    return torch.matmul(weights, value).masked_fill(empty, 0.0), (peak + total.log()).squeeze(-1)
 
 
 def _row_by_row(call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -88,9 +90,11 @@ def _row_by_row(call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Ten
             alone = (0, 0, 0, 0, h, heads - 1 - h)
             for i in range(queries):
                 columns = allowed[b, h, i].nonzero().squeeze(-1)
+                # A row without keys is tied to the graph, but what it holds takes no part.
+                row = query[b, h, i] if columns.numel() else torch.zeros_like(query[b, h, i]) + query[b, h, i][:0].sum()
                 output, lse = _rows(
                     call,
-                    functional.pad(query[b, h, i][None, None, None], alone),
+                    functional.pad(row[None, None, None], alone),
                     functional.pad(key[b, h, columns][None, None], alone),
                     functional.pad(value[b, h, columns][None, None], alone),
                     None if bias is None else functional.pad(bias[b, h, i, columns][None, None, None], alone),

@@ -39,10 +39,8 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> Pieces | None:
     mask = call.mask if call.mask is not None and not call.mask.allows_all(block) else None
     masked = mask is not None or call.bias is not None
     scores, kept = call.score.tile(query, key, parameters, block)
-    proof = 0.0
-    if masked:
-        # Before anything is forbidden: shows a NaN or inf in query and key wherever it stands.
-        proof = scores.sum() if call.score.proves_finite() else scores.sum() + query.sum() + key.sum()
+    if masked and not _proved_finite(call, scores, query, key):
+        return None
     if call.bias is not None:
         scores.add_(call.bias)
     if mask is not None:
@@ -50,11 +48,11 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> Pieces | None:
     lse = torch.logsumexp(scores, -1) if call.wants_lse else None
     weights = torch.softmax(scores, -1)
     drop = kept_over_rate(block, call.dropout, call.seed, weights.dtype) if call.dropout else None
-    output = product(weights if drop is None else weights * drop, value)
+    output = torch.matmul(weights if drop is None else weights * drop, value)
     # A row without keys has NaN weights, and 0 · NaN shows what stands at forbidden values: both show here.
-    if masked and not math.isfinite(float(output.sum() + proof)):
+    if masked and not math.isfinite(output.sum().item()):
         return None
-    return Pieces(output.to(call.value.dtype), lse, weights, drop, kept, masked)
+    return Pieces(_as(output, call.value), lse, weights, drop, kept, masked)
 
 
 def backward(
@@ -63,44 +61,52 @@ def backward(
     """Gradients to query, key, value, bias and the parameters; None if the call has to go the long way."""
     query, key, value = widened(call)
     weights, drop = pieces.weights, pieces.kept_over_rate
-    to_output = to_output.to(weights.dtype)
-    slope = product(to_output, value.mT)
+    to_output = _as(to_output, weights)
+    slope = torch.matmul(to_output, value.mT)
     if drop is not None:
         slope.mul_(drop)
     slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
     if to_lse is not None:
         slope.addcmul_(weights, to_lse.unsqueeze(-1))
     # The inputs are finite; what is not finite here came with the gradient of the output.
-    if pieces.masked and not math.isfinite(float(slope.sum())):
+    if pieces.masked and not math.isfinite(slope.sum().item()):
         return None
     dropped = weights if drop is None else weights * drop
-    to_value = dropped.mT * to_output if to_output.shape[2] == 1 else product(dropped.mT, to_output)
-    to_bias = None if call.bias is None else slope.sum_to_size(call.bias.shape).to(call.bias.dtype)
+    to_value = dropped.mT * to_output if to_output.shape[2] == 1 else torch.matmul(dropped.mT, to_output)
+    to_bias = None if call.bias is None else _as(slope.sum_to_size(call.bias.shape), call.bias)
     grads = call.score.tile_gradient(query, key, parameters, call.whole(), pieces.kept, slope)
     groups = call.key.shape[1]
     to_parameters = (
-        None if grad is None else grad.to(parameter.dtype)
+        None if grad is None else _as(grad, parameter)
         for grad, parameter in zip(grads.parameters, call.score.parameters, strict=True)
     )
     return (
-        grads.query.to(call.query.dtype),
-        groups_of(grads.key, groups).to(call.key.dtype),
-        groups_of(to_value, groups).to(call.value.dtype),
+        _as(grads.query, call.query),
+        _as(groups_of(grads.key, groups), call.key),
+        _as(groups_of(to_value, groups), call.value),
         to_bias,
         *to_parameters,
     )
 
 
+def _proved_finite(call: Call, scores: Tensor, query: Tensor, key: Tensor) -> bool:
+    """Whether query and key are finite wherever they stand; asked before anything is forbidden."""
+    if not math.isfinite(scores.sum().item()):
+        return False
+    return call.score.proves_finite() or math.isfinite((query.sum() + key.sum()).item())
+
+
 def widened(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value in the accumulation dtype, the key heads repeated to H."""
-    dtype, heads = accumulation_dtype(call.query.dtype), call.query.shape[1]
-    return call.query.to(dtype), heads_of(call.key.to(dtype), heads), heads_of(call.value.to(dtype), heads)
+    query, key, value = call.query, call.key, call.value
+    heads = query.shape[1]
+    if not query.dtype is key.dtype is value.dtype or query.dtype not in (torch.float32, torch.float64):
+        dtype = accumulation_dtype(query.dtype)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if key.shape[1] != heads:
+        key, value = heads_of(key, heads), heads_of(value, heads)
+    return query, key, value
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """The product [n, H, t, s] times [n, H, s, e]; one head is common, and then no axis has to be folded."""
-    n, heads, t, s = left.shape
-    if heads == 1:
-        return torch.bmm(left.squeeze(1), right.squeeze(1)).unsqueeze(1)
-    left, right = left.reshape(n * heads, t, s), right.reshape(n * heads, s, right.shape[-1])
-    return torch.bmm(left, right).view(n, heads, t, -1)
+def _as(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor if tensor.dtype is like.dtype else tensor.to(like.dtype)

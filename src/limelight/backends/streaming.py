@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from limelight.backends import blocked, single
 from limelight.backends.numerics import no_autocast
 from limelight.backends.protocol import Backend, Call, Result
-from limelight.backends.tiling import BUDGET
+from limelight.backends.tiling import fits
 from limelight.contract import accumulation_dtype
+from limelight.errors import BackendError
 
 
 class Streaming(Backend):
@@ -38,9 +38,8 @@ class Streaming(Backend):
 
     def run(self, call: Call) -> Result:
         """Forward; the backward pass is set up in autograd."""
-        pairs = call.pairs()
         pieces = None
-        if 0 < pairs * call.pair_cost() <= BUDGET:
+        if fits(call):
             with torch.no_grad(), no_autocast(call.query):
                 pieces = single.forward(call, _widened(call, call.score.parameters))
         tensors = (call.query, call.key, call.value, call.bias, *call.score.parameters)
@@ -65,17 +64,14 @@ class _Single(torch.autograd.Function):
         return pieces.output, pieces.lse
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]: once_differentiable hides the parameter's name
-        ctx: Any, *grad_outputs: Any
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         to_output, to_lse = grad_outputs
         saved = ctx.saved_tensors
         tensors, (weights, drop, *kept) = saved[: ctx.inputs], saved[ctx.inputs :]
         call = _rebuilt(ctx.statics, tuple(tensors))
         if to_output is None:
             to_output = call.query.new_zeros(*call.query.shape[:3], call.value.shape[-1])
-        with no_autocast(call.query):
+        with torch.no_grad(), no_autocast(call.query):
             parameters = _widened(call, tensors[4:])
             pieces = single.Pieces(to_output, None, weights, drop, tuple(kept), ctx.masked)
             grads = single.backward(call, parameters, pieces, to_output, to_lse)
@@ -83,7 +79,7 @@ class _Single(torch.autograd.Function):
                 output, lse = blocked.forward(call, parameters)
                 to_lse = torch.zeros_like(lse) if to_lse is None else to_lse
                 grads = blocked.Backward(call, tensors[4:], output, lse, to_output, to_lse).run()
-        return (None, None, *grads)
+        return (None, None, *_final(grads))
 
 
 class _Blocked(torch.autograd.Function):
@@ -98,16 +94,35 @@ class _Blocked(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]: once_differentiable hides the parameter's name
-        ctx: Any, *grad_outputs: Any
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         to_output, to_lse = grad_outputs
         *tensors, output, lse = ctx.saved_tensors
         call = _rebuilt(ctx.statics, tuple(tensors))
-        with no_autocast(call.query):
+        with torch.no_grad(), no_autocast(call.query):
             grads = blocked.Backward(call, tuple(tensors[4:]), output, lse, to_output, to_lse).run()
-        return (None, *grads)
+        return (None, *_final(grads))
+
+
+class _Final(torch.autograd.Function):
+    """The identity, with no derivative. torch's own guard does not see that a gradient depends on saved inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        raise BackendError(
+            "backend 'streaming' has first derivatives only, and this is a gradient of its gradient. "
+            "Use backend='reference', or leave out create_graph=True."
+        )
+
+
+def _final(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients; those of a pass with create_graph=True raise when they are differentiated again."""
+    if not torch.is_grad_enabled():
+        return gradients
+    return tuple(None if one is None else _Final.apply(one.new_zeros(()).requires_grad_(), one) for one in gradients)
 
 
 def _statics(call: Call) -> tuple[Any, ...]:
@@ -124,4 +139,4 @@ def _rebuilt(statics: tuple[Any, ...], tensors: tuple[Any, ...]) -> Call:
 def _widened(call: Call, parameters: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The score's parameters in the accumulation dtype."""
     dtype = accumulation_dtype(call.query.dtype)
-    return tuple(parameter.to(dtype) for parameter in parameters)
+    return tuple(one if one.dtype is dtype else one.to(dtype) for one in parameters)

@@ -57,7 +57,9 @@ def score_tile(call: Call, query: Tensor, key: Tensor, parameters: tuple[Tensor,
     """Scores of a block from its query and key pieces; `ask`: whether the mask has anything to forbid there."""
     scores, kept = call.score.tile(query, key, parameters, block)
     if call.bias is not None:
-        scores = scores + pick_block(call.bias, block)
+        bias = pick_block(call.bias, block)
+        # NaN - inf is NaN, but a bias of -inf forbids.
+        scores = (scores + bias).masked_fill(bias == -torch.inf, -torch.inf)
     forbidden = None
     if ask and call.mask is not None:
         forbidden = ~call.mask.tile(block)

@@ -12,9 +12,14 @@ BUDGET = 1 << 21
 """Numbers that a block may hold at once: 8 MiB in float32."""
 
 
-def block_sizes(batch: int, heads: int, queries: int, keys: int, cost: int, budget: int) -> tuple[int, int, int]:
-    """Positions (n, t, s) along N, T and S so that n H t s cost stays within the budget, as far as 1 each allows."""
-    room = max(1, budget // max(1, heads * cost))
+def fits(call: Call) -> bool:
+    """Whether the whole call, which has at least one pair, is within one block's budget."""
+    return 0 < call.pairs() * call.pair_cost() <= BUDGET
+
+
+def block_sizes(batch: int, heads: int, queries: int, keys: int, cost: int) -> tuple[int, int, int]:
+    """Positions (n, t, s) along N, T and S so that n H t s cost stays within BUDGET, as far as 1 each allows."""
+    room = max(1, BUDGET // max(1, heads * cost))
     if queries * keys <= room:
         return max(1, min(batch, room // max(1, queries * keys))), queries, keys
     side = max(1, math.isqrt(room))
@@ -35,10 +40,10 @@ class Plan:
 
     __slots__ = ("call", "columns", "n", "rows")
 
-    def __init__(self, call: Call, budget: int = BUDGET) -> None:
+    def __init__(self, call: Call) -> None:
         n, heads, queries, _ = call.query.shape
         self.call = call
-        self.n, self.rows, self.columns = block_sizes(n, heads, queries, call.key.shape[2], call.pair_cost(), budget)
+        self.n, self.rows, self.columns = block_sizes(n, heads, queries, call.key.shape[2], call.pair_cost())
 
     def row_blocks(self) -> Iterator[tuple[slice, slice]]:
         """(batch piece, row piece), covering N and T."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,7 @@ Selector = slice | Tensor
 """Positions along one axis: a slice with integer start and stop and step 1, or an index tensor (int64, one axis)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """A block of the attention matrix [N, H, T, S], N being the leading axes folded into one.
 
     Arguments:
@@ -43,11 +43,12 @@ class Block:
     @property
     def whole(self) -> bool:
         """Whether the block is the whole matrix."""
-        size = 1
-        for axis in self.lead:
-            size *= axis
-        wanted = ((self.batch, size), (self.head, self.heads), (self.rows, self.queries), (self.columns, self.keys))
-        return all(isinstance(one, slice) and one.start == 0 and one.stop == full for one, full in wanted)
+        return (
+            self.rows == slice(0, self.queries)
+            and self.columns == slice(0, self.keys)
+            and self.batch == slice(0, math.prod(self.lead))
+            and self.head == slice(0, self.heads)
+        )
 
 
 def positions(selector: Selector, device: torch.device) -> Tensor:
@@ -100,7 +101,4 @@ def fold_lead(tensor: Tensor, lead: tuple[int, ...], trailing: int) -> Tensor:
         return tensor.reshape((1, *tail))
     if len(lead) == 1:
         return tensor
-    size = 1
-    for axis in lead:
-        size *= axis
-    return tensor.expand(lead + tail).reshape((size, *tail))
+    return tensor.expand(lead + tail).reshape((math.prod(lead), *tail))

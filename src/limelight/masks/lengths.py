@@ -35,12 +35,12 @@ class Lengths(Mask):
     def rules_out(self, block: Block) -> bool:
         """Every sequence of the block ends before its first key."""
         first = bounds(block.columns)[0]
-        return first >= self.longest or (isinstance(block.batch, slice) and first >= max(self._known(block), default=0))
+        return first >= self.longest or (self._is_part(block) and first >= max(self._known(block), default=0))
 
     def allows_all(self, block: Block) -> bool:
         """No sequence of the block ends before its last key."""
         last = bounds(block.columns)[1]
-        return last < self.shortest or (isinstance(block.batch, slice) and last < min(self._known(block), default=0))
+        return last < self.shortest or (self._is_part(block) and last < min(self._known(block), default=0))
 
     def check(self, block: Block) -> None:
         """The shape is a prefix of the leading axes, and no length exceeds S."""
@@ -60,6 +60,11 @@ class Lengths(Mask):
     def per_key(self) -> bool:
         """True: [B, 1, 1, S]."""
         return True
+
+    def _is_part(self, block: Block) -> bool:
+        """Whether the block holds a run of sequences but not all, so that their own lengths may say more."""
+        batch = block.batch
+        return isinstance(batch, slice) and batch.stop - batch.start < math.prod(block.lead)
 
     @cached_property
     def _host(self) -> list[int]:

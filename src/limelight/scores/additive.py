@@ -69,6 +69,10 @@ class Additive(Score):
         """NaN shows in the score; inf saturates, and its slope is 0."""
         return True
 
+    def saturates(self) -> bool:
+        """Inside the tanh."""
+        return True
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -52,6 +52,10 @@ class Concat(Score):
         """As the additive score."""
         return True
 
+    def saturates(self) -> bool:
+        """As the additive score."""
+        return True
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -14,14 +14,8 @@ from limelight.scores.protocol import Score, TileGradient, require_same_width
 
 
 def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """The matrix scale · query keyᵀ, [n, H, t, s]; the scale costs nothing, it is part of the matrix product."""
-    n, heads, t, width = query.shape
-    s = key.shape[2]
-    left, right = query.reshape(n * heads, t, width), key.reshape(n * heads, s, width).mT
-    if scale == 1.0:
-        return torch.bmm(left, right).view(n, heads, t, s)
-    out = query.new_empty(n * heads, t, s)
-    return torch.baddbmm(out, left, right, beta=0, alpha=scale).view(n, heads, t, s)
+    """The matrix scale · query keyᵀ, [n, H, t, s]; scaling the query costs least."""
+    return torch.matmul(query if scale == 1.0 else query * scale, key.mT)
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,10 @@ class Dot(Score):
     def proves_finite(self) -> bool:
         """NaN and inf show in the product, unless the scale is 0."""
         return self.scale != 0.0
+
+    def saturates(self) -> bool:
+        """It gives inf or NaN."""
+        return False
 
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block

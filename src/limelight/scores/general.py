@@ -50,6 +50,10 @@ class General(Score):
         """As the dot product."""
         return self.inner.proves_finite()
 
+    def saturates(self) -> bool:
+        """As the dot product."""
+        return False
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

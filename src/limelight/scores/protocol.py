@@ -64,6 +64,10 @@ class Score(ABC):
         """
 
     @abstractmethod
+    def saturates(self) -> bool:
+        """Whether inf in query or key gives a finite score with a slope of 0, as it does inside a tanh."""
+
+    @abstractmethod
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

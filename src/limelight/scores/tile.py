@@ -50,6 +50,10 @@ class TileScore(Score):
         """Not known."""
         return False
 
+    def saturates(self) -> bool:
+        """Not known."""
+        return False
+
     def tile(
         self, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import limelight
+from limelight.errors import ArgumentError, BackendError
+from tests.support.allocations import Largest
+from tests.support.inputs import Sizes, tensors
+from tests.support.oracle import answer
+from tests.support.tolerance import assert_near
+
+SIZES = Sizes(T=7, S=7, D=11, E=11)
+
+
+def _why(**options):
+    sizes = options.pop("sizes", SIZES)
+    return limelight.explain(*tensors(sizes), **options).reasons["torch"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"score": limelight.additive(torch.zeros(11, dtype=torch.float64))}, "not a plain dot product"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"bias": torch.zeros(7)}, "bias"),
+        ({"observe": ()}, "looked at"),
+        ({"sizes": Sizes(D=11, E=13)}, "differ in width"),
+        ({"mask": limelight.window(2, 0)}, "T x S"),
+        ({"mask": limelight.causal() & limelight.lengths(torch.tensor([3, 7]))}, "T x S"),
+        ({"mask": limelight.lengths(torch.tensor([0, 7]))}, "may attend to nothing"),
+        ({"sizes": Sizes(T=5, S=7, D=11, E=11), "mask": limelight.causal()}, "lines up the starts"),
+    ],
+)
+def test_torch_says_why_it_cannot(options, reason):
+    assert reason in _why(**options)
+    if "observe" not in options:
+        sizes = options.pop("sizes", SIZES)
+        with pytest.raises(
+            BackendError, match=rf"backend 'torch' cannot run this call: .*{reason}.*streaming: can run"
+        ):
+            limelight.attend(*tensors(sizes), backend="torch", **options)
+
+
+def test_torch_refuses_nan_behind_a_mask():
+    query, key, value = (leaf.detach() for leaf in tensors(SIZES))
+    value[0, 0, 6] = math.nan
+    assert "NaN" in limelight.explain(query, key, value, mask=limelight.lengths(torch.tensor([3, 7]))).reasons["torch"]
+    assert limelight.explain(query, key, value).reasons["torch"] is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "allowed"),
+    [
+        (None, torch.ones(7, 7, dtype=torch.bool)),
+        (limelight.causal(), torch.ones(7, 7, dtype=torch.bool).tril()),
+        (limelight.lengths(torch.tensor([3, 7])), torch.arange(7) < torch.tensor([3, 7])[:, None, None, None]),
+        (~limelight.lengths(torch.tensor([3, 2])), torch.arange(7) >= torch.tensor([3, 2])[:, None, None, None]),
+    ],
+)
+def test_torch_agrees_with_the_oracle(mask, allowed):
+    sizes = Sizes(H=4, G=2, T=7, S=7, D=11, E=11)
+    leaves, exact = tensors(sizes), tensors(sizes)
+    expected = answer(*exact, lambda q, k, h, i, j: (k * q).sum(-1) / math.sqrt(11), allowed).output
+    output = limelight.attend(*leaves, mask=mask, backend="torch")
+    assert_near(output, expected, torch.float64, sizes.terms)
+    to_output = torch.randn_like(expected)
+    pairs = zip(
+        torch.autograd.grad(output, leaves, to_output), torch.autograd.grad(expected, exact, to_output), strict=True
+    )
+    for have, want in pairs:
+        assert_near(have, want, torch.float64, sizes.terms)
+
+
+@pytest.mark.parametrize("mask", [None, limelight.causal(), limelight.lengths(torch.tensor([300]))])
+def test_torch_stays_linear_in_memory(mask):
+    query, key, value = tensors(Sizes(lead=(1,), H=1, G=1, T=521, S=521, D=3, E=3), dtype=torch.float32)
+    with Largest() as largest:
+        limelight.attend(query, key, value, mask=mask, backend="torch").sum().backward()
+    assert largest.numel < 521 * 521
+
+
+def test_auto_takes_torch_for_long_plain_calls_and_streaming_for_the_rest():
+    short, long = torch.zeros(1, 1, 13, 8), torch.zeros(1, 1, 256, 8)
+    assert limelight.explain(short, short, short).chosen == "streaming"
+    assert limelight.explain(long, long, long).chosen == "torch"
+    assert limelight.explain(long, long, long, observe=()).chosen == "streaming"
+    assert limelight.explain(long, long, long, backend="reference").chosen == "reference"
+
+
+def test_an_explanation_lists_every_backend():
+    query = torch.zeros(1, 1, 13, 8)
+    text = str(limelight.explain(query, query, query, dropout=0.5))
+    assert text.splitlines()[0] == "backend: streaming"
+    assert "torch      cannot: its dropout is not the counter-based one" in text
+    assert "streaming  chosen" in text
+    assert "reference  can run" in text
+
+
+def test_an_unknown_backend_names_the_known_ones():
+    query = torch.zeros(1, 1, 13, 8)
+    with pytest.raises(ArgumentError, match=r"one of 'auto', 'torch', 'streaming', 'reference'; it is 'cuda'"):
+        limelight.attend(query, query, query, backend="cuda")

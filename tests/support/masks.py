@@ -1,0 +1,80 @@
+"""Masks beside their truth, worked out pair by pair, and a hypothesis strategy for masks made of masks."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import limelight
+from limelight.masks import Mask
+from tests.support.inputs import Sizes
+
+
+class MaskCase(NamedTuple):
+    mask: Mask
+    truth: Tensor
+    """Bool [..., H, T, S]."""
+
+
+def _pairs(sizes: Sizes, rule: object) -> Tensor:
+    truth = torch.zeros(sizes.full, dtype=torch.bool)
+    for place in itertools.product(*map(range, sizes.full)):
+        truth[place] = rule(place)  # type: ignore[operator]
+    return truth
+
+
+def causal_case(sizes: Sizes, align: str = "end") -> MaskCase:
+    move = sizes.S - sizes.T if align == "end" else 0
+    return MaskCase(limelight.causal(align), _pairs(sizes, lambda p: p[-1] <= p[-2] + move))
+
+
+def window_case(sizes: Sizes, before: int, after: int, align: str = "end") -> MaskCase:
+    move = sizes.S - sizes.T if align == "end" else 0
+    return MaskCase(
+        limelight.window(before, after, align=align),
+        _pairs(sizes, lambda p: p[-2] + move - before <= p[-1] <= p[-2] + move + after),
+    )
+
+
+def lengths_case(sizes: Sizes, counts: Tensor) -> MaskCase:
+    axes = counts.ndim
+    return MaskCase(limelight.lengths(counts), _pairs(sizes, lambda p: p[-1] < int(counts[p[:axes]])))
+
+
+def dense_case(sizes: Sizes, allowed: Tensor) -> MaskCase:
+    return MaskCase(limelight.dense(allowed), allowed.expand(sizes.full).clone())
+
+
+def combine(first: MaskCase, second: MaskCase, sign: str) -> MaskCase:
+    if sign == "&":
+        return MaskCase(first.mask & second.mask, first.truth & second.truth)
+    return MaskCase(first.mask | second.mask, first.truth | second.truth)
+
+
+@st.composite
+def mask_cases(draw: st.DrawFn, sizes: Sizes, depth: int = 2) -> MaskCase:
+    """Any mask, combined up to `depth` deep."""
+    if depth and draw(st.booleans()):
+        first = draw(mask_cases(sizes, depth - 1))
+        if draw(st.booleans()):
+            return MaskCase(~first.mask, ~first.truth)
+        return combine(first, draw(mask_cases(sizes, depth - 1)), draw(st.sampled_from("&|")))
+    kind = draw(st.sampled_from(("causal", "window", "lengths", "dense")))
+    align = draw(st.sampled_from(("end", "start")))
+    if kind == "causal":
+        return causal_case(sizes, align)
+    if kind == "window":
+        return window_case(sizes, draw(st.integers(0, 4)), draw(st.integers(0, 4)), align)
+    if kind == "lengths":
+        shape = sizes.lead[: draw(st.integers(1, len(sizes.lead)))] if sizes.lead else (1,)
+        if not sizes.lead:
+            return causal_case(sizes, align)
+        maker = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        return lengths_case(sizes, torch.randint(0, sizes.S + 1, shape, generator=maker))
+    maker = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    shape = [size if draw(st.booleans()) else 1 for size in sizes.full]
+    return dense_case(sizes, torch.rand(shape, generator=maker) < 0.6)
