@@ -8,6 +8,8 @@ Importing does no work: a name is looked up, and what it needs is imported, when
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,9 +66,22 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"limelight.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'limelight' has no attribute {name!r}")
-    # `limelight.attend` is a module as well as a function: the function is what the name means, before and after import.
     found = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
     return found
+
+
+class _Package(ModuleType):
+    """The package itself: `limelight.attend` is a module as well as a function, and the name means the function always.
+
+    The import system binds a submodule's name in its package when the submodule is first imported, by whomever.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME_OF):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
 
     By default every tensor over some megabytes is fresh memory from the kernel, zeroed page by page at first touch; a
     training step frees and asks for the same blocks thousands of times. Called once by the commands that train or
-    translate, before their first large tensor; a library user may call it too. The cost: memory that was needed once stays
-    with the process. Without glibc it does nothing.
+    translate, before their first large tensor; a library user may call it too. The cost: memory that was needed once
+    stays with the process. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -22,5 +22,7 @@ def keep_freed_memory() -> bool:
     except AttributeError:
         return False
     # With no mmap'd blocks everything comes from the heap, which is never trimmed.
-    return all(mallopt(key, value) == 1 for key, value in
-               ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _TOP_PAD)))
+    return all(
+        mallopt(key, value) == 1
+        for key, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _TOP_PAD))
+    )

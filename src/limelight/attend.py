@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limelight.backends.protocol import Call
 from limelight.backends.select import BACKENDS, choose
-from limelight.contract import check_bias, check_dropout, check_inputs, common_dtype
+from limelight.contract import check_bias, check_dropout, check_inputs
 from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.block import fold_lead
@@ -153,8 +153,7 @@ def _checked(
     wants_lse: bool,
 ) -> Call:
     """The call, checked, prepared by its score, its leading axes folded into one."""
-    query, key, value = common_dtype(query, key, value)
-    check_inputs(query, key, value)
+    query, key, value = check_inputs(query, key, value)
     score = _DEFAULT_SCORE if score is None else score
     if not isinstance(score, Score):
         raise ArgumentError(

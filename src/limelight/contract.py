@@ -7,6 +7,7 @@ E width of value, N the leading axes folded into one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -47,23 +48,21 @@ def require_broadcast(name: str, tensor: Tensor, full: Sequence[int]) -> None:
         )
 
 
-def common_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast, where layers narrow some tensors and not others, the three in the widest of their dtypes."""
-    if query.dtype is key.dtype is value.dtype or not torch.is_autocast_enabled(query.device.type):
-        return query, key, value
-    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
-    return query.to(dtype), key.to(dtype), value.to(dtype)
+def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Check query [..., H, T, D], key [..., G, S, D'], value [..., G, S, E] against each other; widths are the score's.
 
-
-def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Check query [..., H, T, D], key [..., G, S, D'], value [..., G, S, E] against each other.
-
-    Widths are the score's business. Costs a few microseconds and never waits for a device.
+    Costs a few microseconds and never waits for a device. Returns the three; under autocast, where layers narrow some
+    tensors and not others, in the widest of their dtypes.
 
     Errors: ArgumentError naming the argument, the rule, the value and the way out.
     """
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        _explain_inputs({"query": query, "key": key, "value": value})
+    if not query.dtype is key.dtype is value.dtype and torch.is_autocast_enabled(query.device.type):
+        dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     query_shape, key_shape, value_shape = query.shape, key.shape, value.shape
-    if (
+    if not (
         len(query_shape) >= 3
         and len(query_shape) == len(key_shape) == len(value_shape)
         and key_shape[:-1] == value_shape[:-1]
@@ -73,11 +72,11 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
         and query.dtype in float_dtypes
         and query.device == key.device == value.device
     ):
-        return
-    _explain_inputs({"query": query, "key": key, "value": value})
+        _explain_inputs({"query": query, "key": key, "value": value})
+    return query, key, value
 
 
-def _explain_inputs(inputs: dict[str, Tensor]) -> None:
+def _explain_inputs(inputs: dict[str, Tensor]) -> NoReturn:
     for name, tensor in inputs.items():
         letters = "H, T, D" if name == "query" else "G, S, D" if name == "key" else "G, S, E"
         if not isinstance(tensor, Tensor):

@@ -1,7 +1,7 @@
 """Translating with a trained model: text in, text and attention out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,49 +12,11 @@ from limelight.data.batches import collate
 from limelight.data.tokenization import Tokenizer
 from limelight.decoding import Hypothesis, SearchLimits, beam_search, greedy_search
 from limelight.devices import find_device
-from limelight.errors import ArgumentError
-from limelight.evaluation.alignment import Link, links_from_weights, word_weights
+from limelight.errors import ArgumentError, RunFolderError
+from limelight.evaluation.alignment import Link
 from limelight.models import TranslationModel
 from limelight.run_folder import RunFolder
-
-END = "</s>"
-"""How the end of the source, which can be attended to, is named in pictures."""
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One translation of one sentence.
-
-    Attributes:
-        source: the sentence that was given.
-        text: its translation.
-        log_prob: log p(text | source) in nats.
-        score: what the n best are ranked by; log_prob over the length penalty.
-        source_tokens: the S tokens that the model read, the end mark last.
-        target_tokens: the T tokens that it produced, without the end mark.
-        weights: fp32 [T, S]: how much each produced token attended to each source token; None when not asked for, without
-            attention, or when nothing was produced.
-        source_words: for each source token its word in `source.split()`; -1 for none.
-        target_words: for each target token its word in `text.split()`; -1 for none.
-        unknown: pieces of the source that the vocabulary lacks.
-        truncated: how many source tokens were left out because the sentence is longer than `Translator.longest`.
-    """
-
-    source: str
-    text: str
-    log_prob: float
-    score: float
-    source_tokens: list[str]
-    target_tokens: list[str]
-    weights: Tensor | None
-    source_words: list[int]
-    target_words: list[int]
-    unknown: list[str]
-    truncated: int
-
-    def links(self) -> frozenset[Link]:
-        """Word alignment (source word, target word): each target word with the source word it attends to most."""
-        return _word_links(self.weights, self.source_words, self.target_words)
+from limelight.translation import END, Translation
 
 
 class Translator:
@@ -103,12 +65,22 @@ class Translator:
 
         Raises:
             RunFolderError: a file is missing, damaged or does not belong.
-            ArgumentError: there is no such device.
+            ArgumentError: there is no such device, or `weights` is another word.
         """
+        find_device(device)
         keep_freed_memory()
         folder = RunFolder(Path(run))
         model = folder.load_model(weights)
-        return cls(model, *folder.read_tokenizers(), device=device)
+        tokenizers = _matching_tokenizers(folder)
+        return cls(model, *tokenizers, device=device)
+
+    @cached_property
+    def attends(self) -> bool:
+        """Whether the model has attention to look at; False for one that was trained with attention="none"."""
+        with torch.inference_mode():
+            source = torch.tensor([[Tokenizer.eos]], device=self.device)
+            start = torch.full_like(source, Tokenizer.bos)
+            return self.model(source, torch.ones_like(source[0]), start, observe=True).weights is not None
 
     def translate(
         self, texts: Iterable[str], *, beam: int = 1, alpha: float = 1.0, observe: bool = True
@@ -120,6 +92,9 @@ class Translator:
             beam: 1 is greedy search, more is beam search with that many hypotheses.
             alpha: exponent of the length penalty of beam search.
             observe: keep the attention.
+
+        Raises:
+            ArgumentError: as `translate_n_best`.
         """
         return [found[0] for found in self.translate_n_best(texts, beam=beam, alpha=alpha, observe=observe)]
 
@@ -143,18 +118,18 @@ class Translator:
             observe: keep the attention.
             progress: called after each batch with the number of sentences translated so far.
 
+        Returns:
+            For each text 1 to `n_best` translations; a blank text has one, which is blank.
+
         Raises:
             ArgumentError: a single string instead of a list of them; beam, n_best or alpha out of range.
         """
-        if isinstance(texts, str):
-            raise ArgumentError('texts: must be a list of sentences, got one string; write ["..."]')
-        if beam == 1 and n_best != 1:
-            raise ArgumentError(f"n_best: must be in [1, beam = 1], got {n_best}; widen the beam")
-        texts = list(texts)
+        texts = _checked(texts)
+        _check_search(beam, alpha, n_best)
         results: list[list[Translation]] = [[_blank(text)] for text in texts]
         encoded = self.source_tokenizer.encode_batch(texts)
-        done = 0
-        for rows in self._batches(encoded, self.batch_tokens // beam):
+        done = encoded.count([])
+        for rows in self._batches([len(ids) for ids in encoded], self.batch_tokens // beam):
             batch = collate([encoded[row][: self.longest] for row in rows]).to(self.device)
             if beam == 1:
                 greedy = greedy_search(self.model, batch.source, batch.source_lengths, self.limits, observe=observe)
@@ -178,80 +153,130 @@ class Translator:
         return results
 
     @torch.inference_mode()
-    def attention(self, pairs: Iterable[tuple[str, str]]) -> list[Translation]:
+    def attention(
+        self, pairs: Iterable[tuple[str, str]], *, progress: Callable[[int], None] | None = None
+    ) -> list[Translation]:
         """Forced decoding: the attention of given translations, as `Translation`s, in order.
+
+        Args:
+            pairs: (source, translation). Where a side is blank, nothing is attended to.
+            progress: called after each batch with the number of pairs done so far.
 
         Raises:
             ArgumentError: the model has no attention.
         """
+        if not self.attends:
+            raise ArgumentError(
+                "run: this model was trained without attention, so it aligns nothing; train one that has attention"
+            )
         pairs = list(pairs)
         sources = self.source_tokenizer.encode_batch(source for source, _ in pairs)
         targets = self.target_tokenizer.encode_batch(target for _, target in pairs)
         results = [_blank(*pair) for pair in pairs]
-        lengths = [s if s and t else [] for s, t in zip(sources, targets, strict=True)]  # a blank side has no alignment
-        for rows in self._batches(lengths, self.batch_tokens):
-            batch = collate(
-                [sources[row][: self.longest] for row in rows], [targets[row][: self.longest] for row in rows]
-            ).to(self.device)
-            read = batch.target[:, :-1]
-            features, weights = self.model(batch.source, batch.source_lengths, read, observe=True)
-            if weights is None:
-                raise ArgumentError("run: this model was trained without attention, so it aligns nothing; train another")
+        longer = [max(len(s), len(t)) if s and t else 0 for s, t in zip(sources, targets, strict=True)]
+        done = longer.count(0)
+        for rows in self._batches(longer, self.batch_tokens):
+            kept = [targets[row][: self.longest] for row in rows]
+            batch = collate([sources[row][: self.longest] for row in rows], kept).to(self.device)
+            features, weights = self.model(batch.source, batch.source_lengths, batch.target[:, :-1], observe=True)
             log_probs = self._reference_log_probs(features, batch.target[:, 1:], batch.target_lengths)
-            for i, row in enumerate(rows):
-                ids = targets[row][: self.longest]
+            for i, (row, ids) in enumerate(zip(rows, kept, strict=True)):
                 seen = weights[i, : len(ids), : int(batch.source_lengths[i])].float().cpu()
-                results[row] = self._translation(
-                    pairs[row][0], Hypothesis(ids, log_probs[i], log_probs[i], seen), text=pairs[row][1]
-                )
+                source, text = pairs[row]
+                results[row] = self._translation(source, Hypothesis(ids, log_probs[i], log_probs[i], seen), text)
+            done += len(rows)
+            if progress is not None:
+                progress(done)
         return results
 
-    def align(self, pairs: Iterable[tuple[str, str]]) -> list[frozenset[Link]]:
+    def align(
+        self, pairs: Iterable[tuple[str, str]], *, progress: Callable[[int], None] | None = None
+    ) -> list[frozenset[Link]]:
         """Word alignments of given translations by forced decoding: (source word, target word), counted from 0.
 
-        Words are what `str.split` gives. Raises ArgumentError when the model has no attention.
+        Words are what `str.split` gives. Arguments and errors as `attention`.
         """
-        return [translation.links() for translation in self.attention(pairs)]
+        return [translation.links() for translation in self.attention(pairs, progress=progress)]
 
     def _reference_log_probs(self, features: Tensor, target: Tensor, target_lengths: Tensor) -> list[float]:
-        log_prob = self.model.output(features).float().log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        """The rows' log p(target | source), the end mark counted; [B, T, C] and [B, T] -> B numbers."""
         real = torch.arange(target.shape[1], device=target.device) < target_lengths[:, None]
-        return (log_prob * real).sum(-1).tolist()
+        # Only real positions reach the output layer, the largest product of all.
+        log_probs = self.model.output(features[real]).float().log_softmax(-1)
+        found = torch.zeros(target.shape, device=target.device)
+        found[real] = log_probs.gather(-1, target[real].unsqueeze(-1)).squeeze(-1)
+        return found.sum(-1).tolist()
 
-    def _batches(self, encoded: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
-        """Rows of similar length, longest first, blank ones left out; rows x longest <= tokens, but at least one row."""
-        rows = sorted((row for row, ids in enumerate(encoded) if ids), key=lambda row: -len(encoded[row]))
+    def _batches(self, lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+        """Rows of similar length, longest first, empty ones left out; rows x longest <= tokens where one row fits."""
+        rows = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
         while rows:
-            width = min(len(encoded[rows[0]]), self.longest) + 1
+            width = min(lengths[rows[0]], self.longest) + 1
             count = max(1, tokens // width)
             yield rows[:count]
             rows = rows[count:]
 
     def _translation(self, source: str, hypothesis: Hypothesis, text: str | None = None) -> Translation:
+        """What the user gets for a hypothesis; `text` is the translation that was given, if one was."""
         pieces = self.source_tokenizer.analyse(source)
-        given = text is not None
-        target = self.target_tokenizer.analyse(text) if text is not None else None
+        cut = max(0, len(pieces.ids) - self.longest)
         count = len(hypothesis.tokens)
+        if text is None:
+            text = self.target_tokenizer.decode(hypothesis.tokens)
+            tokens = self.target_tokenizer.surface(hypothesis.tokens)
+            words = self.target_tokenizer.pieces_to_words(hypothesis.tokens)
+        else:
+            target = self.target_tokenizer.analyse(text)
+            tokens, words = target.tokens[:count], target.words[:count]
+            cut += len(target.ids) - count
         return Translation(
             source=source,
-            text=text if text is not None else self.target_tokenizer.decode(hypothesis.tokens),
+            text=text,
             log_prob=hypothesis.log_prob,
             score=hypothesis.score,
             source_tokens=[*pieces.tokens[: self.longest], END],
-            target_tokens=target.tokens[:count] if target else self.target_tokenizer.surface(hypothesis.tokens),
-            weights=hypothesis.weights if given or count else None,
+            target_tokens=tokens,
+            weights=hypothesis.weights if count else None,
             source_words=[*pieces.words[: self.longest], -1],
-            target_words=target.words[:count] if target else self.target_tokenizer.pieces_to_words(hypothesis.tokens),
+            target_words=words,
             unknown=self.source_tokenizer.unknown(source) if any(pieces.unknown) else [],
-            truncated=max(0, len(pieces.ids) - self.longest),
+            truncated=cut,
         )
+
+
+def _checked(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ArgumentError('texts: must be a list of sentences, got one string; write ["..."]')
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ArgumentError(
+                f"texts: must be strings, got {type(text).__name__} at index {number}; convert it first"
+            )
+    return texts
+
+
+def _check_search(beam: int, alpha: float, n_best: int) -> None:
+    if beam < 1:
+        raise ArgumentError(f"beam: must be at least 1 (greedy search), got {beam}")
+    if not 1 <= n_best <= beam:
+        raise ArgumentError(f"n_best: must be in [1, beam = {beam}], got {n_best}; widen the beam")
+    if not alpha >= 0:
+        raise ArgumentError(f"alpha: must be at least 0 (no length penalty), got {alpha}")
 
 
 def _blank(source: str, text: str = "") -> Translation:
     return Translation(source, text, 0.0, 0.0, [END], [], None, [-1], [], [], 0)
 
 
-def _word_links(weights: Tensor | None, source_words: list[int], target_words: list[int]) -> frozenset[Link]:
-    if weights is None or max(source_words) < 0 or max(target_words, default=-1) < 0:
-        return frozenset()
-    return links_from_weights(word_weights(weights, source_words, target_words))
+def _matching_tokenizers(folder: RunFolder) -> tuple[Tokenizer, Tokenizer]:
+    """The folder's tokenizers, when they are those of its model."""
+    tokenizers, model = folder.read_tokenizers(), folder.read_config()["model"]
+    for side, tokenizer in zip(("source", "target"), tokenizers, strict=True):
+        expected = model[f"{side}_vocabulary"]
+        if len(tokenizer) != expected:
+            raise RunFolderError(
+                f"{folder.tokenizer(side)} has {len(tokenizer)} tokens and the model {expected}: it belongs to another "
+                "run; restore it from a copy, or train again"
+            )
+    return tokenizers

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import limelight
-from limelight.errors import BackendError
 from tests.support.inputs import SCORES, Sizes, blocks_of, call, score_case, tensors
 from tests.support.masks import mask_cases
 from tests.support.oracle import answer
 from tests.support.tolerance import assert_near
+
+import limelight
+from limelight.errors import BackendError
 
 BACKENDS = ("reference", "streaming")
 BUDGETS = (1, 40, 300, 5000, 1 << 21)

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-
-import limelight
-from limelight.backends.dropout import kept_over_rate
-from limelight.masks import Block
 from tests.support.inputs import Sizes, blocks_of, call, score_case, tensors
 from tests.support.masks import causal_case
 from tests.support.oracle import answer
 from tests.support.tolerance import assert_near
+
+import limelight
+from limelight.backends.dropout import kept_over_rate
+from limelight.masks import Block
 
 
 def _whole(n, H, T, S, seed=3, rate=0.3):

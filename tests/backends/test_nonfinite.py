@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import limelight
-from limelight.backends.numerics import Strays, weighted_sum
 from tests.support.inputs import Sizes, blocks_of, score_case, tensors
 from tests.support.masks import mask_cases
 from tests.support.oracle import answer
 from tests.support.tolerance import bound
+
+import limelight
+from limelight.backends.numerics import Strays, weighted_sum
 
 BACKENDS = ("reference", "streaming")
 BUDGETS = (1, 40, 1 << 21)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-
-import limelight
-from limelight.errors import ArgumentError, BackendError
 from tests.support.allocations import Largest
 from tests.support.inputs import Sizes, tensors
 from tests.support.oracle import answer
 from tests.support.tolerance import assert_near
+
+import limelight
+from limelight.errors import ArgumentError, BackendError
 
 SIZES = Sizes(T=7, S=7, D=11, E=11)
 

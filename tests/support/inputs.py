@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tests.support.oracle import RowScore
 from torch import Tensor
 
 import limelight
 from limelight.backends import tiling
 from limelight.scores import Score
-from tests.support.oracle import RowScore
 
 
 @dataclass

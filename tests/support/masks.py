@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from hypothesis import strategies as st
+from tests.support.inputs import Sizes
 from torch import Tensor
 
 import limelight
 from limelight.masks import Mask
-from tests.support.inputs import Sizes
 
 
 class MaskCase(NamedTuple):

@@ -44,7 +44,8 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> Pieces | None:
     if call.bias is not None:
         scores.add_(call.bias)
     if mask is not None:
-        scores.masked_fill_(~mask.tile(block), -torch.inf)
+        # The scores are finite, so adding -inf forbids, and where the mask is broadcast it is much faster than masked_fill_.
+        scores.add_(torch.where(mask.tile(block), 0.0, -torch.inf))
     lse = torch.logsumexp(scores, -1) if call.wants_lse else None
     weights = torch.softmax(scores, -1)
     drop = kept_over_rate(block, call.dropout, call.seed, weights.dtype) if call.dropout else None

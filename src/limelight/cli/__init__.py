@@ -1,15 +1,16 @@
 """The command line: one file per command.
 
-Exit codes: 0 done; 1 something went wrong that is Limelight's own fault; 2 a mistake in the input, told without a traceback;
-130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 something went wrong that is Limelight's own fault; 2 a mistake in the input, told without a
+traceback; 130 stopped by Ctrl-C; 141 whoever read the output has gone.
 """
 
-import os
+import contextlib
+import inspect
+import io
 import sys
+from typing import Annotated
 
 import typer
-
-from limelight.errors import LimelightError
 
 app = typer.Typer(
     name="limelight",
@@ -21,28 +22,48 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from limelight import __version__
+
+        print(f"limelight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _limelight(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def _register() -> None:
     from limelight.cli import align, demo, evaluate, info, train, translate
+    from limelight.cli.guard import guarded
 
     for command in (train.train, translate.translate, evaluate.evaluate, align.align, demo.demo, info.info):
-        app.command()(command)
+        # A paragraph is one line for typer, which otherwise keeps the line ends of the source file.
+        paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+        app.command(help="\n\n".join(" ".join(part.split()) for part in paragraphs))(guarded(command))
 
 
 def main() -> None:
     """The entry point `limelight`: run a command and leave with its exit code."""
-    _register()
+    for stream in (sys.stdout, sys.stderr):
+        # Files and pipes get UTF-8, as they are read; a terminal that lacks a letter shows "?" instead of failing.
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            if stream.isatty():
+                stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                stream.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        app()
-    except LimelightError as error:
-        print(f"limelight: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        app(prog_name="limelight")
     except KeyboardInterrupt:
-        print("limelight: stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (head, less) has gone; nothing more can be said to it, not even while Python shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
 
+
+_register()
 
 __all__ = ["app", "main"]

@@ -3,12 +3,13 @@
 import json
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limelight.cli.options import Threads, stderr
+from limelight.cli.options import Threads, quoted, say
 
 if TYPE_CHECKING:
     from limelight.data.phrases import Phrase
@@ -22,11 +23,12 @@ _SETTINGS: dict[str, Any] = {
     "hidden": 128,
     "dropout": 0.1,
     "label_smoothing": 0.0,
-    "rate": 4e-3,
-    "warmup": 50,
-    "batch_tokens": 2048,
+    "rate": 3e-3,
+    "warmup": 100,
+    "batch_tokens": 512,
     "epochs": 5,
 }
+_OWN_FILES = ("report.json", "attention.png", "data/test.align")  # beside those of every run
 
 
 def demo(
@@ -41,17 +43,19 @@ def demo(
 ) -> None:
     """Learn to translate times, dates, durations and units, in under a minute, and look at the attention.
 
-    The phrases are written by Unicode CLDR's rules for both languages, with their word alignment, so that what the model
-    attends to can be held against what it should. Everything goes into --out, the figures into report.json.
+    The phrases are written by Unicode CLDR's rules for both languages, with their word alignment, so that what the
+    model attends to can be held against what it should. Everything goes into --out, the figures into report.json.
     """
     from limelight.data.phrases import generate, split_phrases
     from limelight.training import train
     from limelight.training.progress import default_display
 
+    _check(source, to, out, overwrite)
     display = default_display()
     display.say(f"writing phrases in {source} and {to}")
     phrases = generate(source, to, size=size, seed=seed)
-    parts = dict(zip(("train", "dev", "test"), split_phrases(phrases, seed=seed), strict=True))
+    held_out = {"dev": max(1, size // 40), "test": max(1, size // 20)}
+    parts = dict(zip(("train", "dev", "test"), split_phrases(phrases, seed=seed, **held_out), strict=True))
     with tempfile.TemporaryDirectory() as folder:
         for name in ("train", "dev"):
             _write(Path(folder) / f"{name}.tsv", parts[name])
@@ -61,15 +65,28 @@ def demo(
             out=out,
             overwrite=overwrite,
             display=display,
-            seed=seed,
-            threads=threads,
-            **_SETTINGS | {"epochs": epochs},
+            **_SETTINGS | {"epochs": epochs, "seed": seed, "threads": threads},
         )
     if not progress.finished:
-        print("stopped; start it again when you like", file=sys.stderr)
+        say("stopped; start again with --overwrite")
         raise typer.Exit(130)
+    display.say(f"translating and aligning {len(parts['test'])} held-out phrases")
     report = _evaluate(translator, parts["test"], out) | {"train_seconds": round(progress.seconds, 2)}
     _conclude(translator, parts["test"], report, out)
+
+
+def _check(source: str, to: str, out: Path, overwrite: bool) -> None:
+    """Refuse what cannot go well before the work begins; with `overwrite` remove what only a demo leaves."""
+    from limelight.data.phrases.locales import parse_locale
+    from limelight.errors import ArgumentError, OutputError
+
+    if parse_locale(source, "--from") == parse_locale(to, "--to"):
+        raise ArgumentError(f"to: must differ from --from, got {to!r} for both; name another locale, such as 'de'")
+    if overwrite:
+        for name in _OWN_FILES:
+            (out / name).unlink(missing_ok=True)
+    elif out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"out: {out} exists and is not empty; replace it (--overwrite) or choose another (--out)")
 
 
 def _write(path: Path, phrases: "list[Phrase]") -> None:
@@ -112,6 +129,7 @@ def _conclude(translator: "Translator", phrases: "list[Phrase]", report: dict[st
     """Show some translations and one picture; write the picture and the report."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from limelight.files import atomic_write
     from limelight.pictures.figure import save_heatmap
@@ -121,9 +139,10 @@ def _conclude(translator: "Translator", phrases: "list[Phrase]", report: dict[st
     found = translator.translate([phrase.source for phrase in chosen])
     table = Table("held-out phrase", "translation", "", box=None, pad_edge=False)
     for phrase, translation in zip(chosen, found, strict=True):
-        table.add_row(phrase.source, translation.text, "right" if translation.text == phrase.target else "wrong")
+        verdict = "right" if translation.text == phrase.target else "wrong"
+        table.add_row(Text(phrase.source), Text(translation.text), verdict)
     shown = max(found, key=_interest)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print()
     if shown.weights is not None:
@@ -132,12 +151,13 @@ def _conclude(translator: "Translator", phrases: "list[Phrase]", report: dict[st
     with atomic_write(out / "report.json", "w") as file:
         json.dump(report, file, ensure_ascii=False, indent=1)
         file.write("\n")
-    console.print(
+    print(
         f"exact match {100 * report['exact_match']:.2f} %   BLEU {report['bleu']:.2f}   chrF {report['chrf']:.2f}   "
-        f"AER {report['aer']:.3f}   ({report['test_phrases']} held-out phrases, {report['train_seconds']:.0f} s of training)"
+        f"AER {report['aer']:.3f}   ({report['test_phrases']} held-out phrases, "
+        f"{report['train_seconds']:.0f} s of training)"
     )
-    stderr().print(f"wrote {out / 'report.json'} and {out / 'attention.png'}", markup=False, soft_wrap=True)
-    stderr().print(f'try   limelight translate {out} "{shown.source}" --show', markup=False, soft_wrap=True)
+    say(f"wrote {' and '.join(str(out / name) for name in _OWN_FILES[:2] if (out / name).exists())}")
+    say(f'try   limelight translate {quoted(out)} "{shown.source}" --show')
 
 
 def _some(phrases: "list[Phrase]") -> "list[Phrase]":
@@ -148,5 +168,5 @@ def _some(phrases: "list[Phrase]") -> "list[Phrase]":
 def _interest(translation: "Translation") -> tuple[int, int]:
     """Pictures are most interesting where words change places, and fit a terminal."""
     links = sorted(translation.links(), key=lambda link: link[1])
-    crossings = sum(a[0] > b[0] for a, b in zip(links, links[1:], strict=False))
+    crossings = sum(a[0] > b[0] for a, b in pairwise(links))
     return crossings if len(translation.source_tokens) <= 14 else 0, len(translation.target_tokens)

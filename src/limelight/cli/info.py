@@ -23,8 +23,8 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON ob
         console.print(table)
     table = Table("call", "backend", "what it says", title="backends", title_justify="left")
     for call, answers in facts["backends"].items():
-        for backend, answer in answers.items():
-            table.add_row(call, backend, answer)
+        for i, (backend, answer) in enumerate(answers.items()):
+            table.add_row("" if i else call, backend, answer)
         table.add_section()
     console.print(table)
 
@@ -55,17 +55,18 @@ def _backends() -> dict[str, dict[str, str]]:
     """What each backend says to calls that are typical of models, and which of them `auto` takes."""
     import torch
 
-    from limelight import additive, attend, causal, explain, lengths  # noqa: F401
+    from limelight import additive, causal, explain, lengths
 
     q = torch.zeros(2, 4, 7, 32)
-    calls: dict[str, tuple[str, dict[str, Any]]] = {
-        "dot": ("dot, no mask", {}),
-        "causal": ("dot, causal", {"mask": causal()}),
-        "padded": ("dot, padded", {"mask": lengths(torch.tensor([7, 5]))}),
-        "additive": ("additive, padded", {"score": additive(torch.zeros(32)), "mask": lengths(torch.tensor([7, 5]))}),
+    padded = lengths(torch.tensor([7, 5]))
+    calls: dict[str, dict[str, Any]] = {
+        "dot, no mask": {},
+        "dot, causal": {"mask": causal()},
+        "dot, padded": {"mask": padded},
+        "additive, padded": {"score": additive(torch.zeros(32)), "mask": padded},
     }
     found: dict[str, dict[str, str]] = {}
-    for title, arguments in calls.values():
+    for title, arguments in calls.items():
         explanation = explain(q, q, q, **arguments)
         found[title] = {
             name: ("auto takes it" if name == explanation.chosen else reason or "can run")

@@ -1,34 +1,42 @@
 """`limelight translate`."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limelight.cli.options import Alpha, Beam, Device, Run, Threads, Weights, use_threads, warn
+from limelight.cli.options import Alpha, Beam, Device, Run, Threads, Weights, check_picture, say, use_threads, warn
 
 if TYPE_CHECKING:
-    from limelight.translator import Translation
-
-_CHUNK = 2000  # lines of a pipe that are translated together
+    from limelight.translator import Translation, Translator
 
 
 def translate(
     run: Run,
-    text: Annotated[list[str] | None, typer.Argument(help="Sentences; standard input where there is none.", show_default=False)] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Sentences; standard input where there is none.", show_default=False)
+    ] = None,
     beam: Beam = 5,
     alpha: Alpha = 1.0,
     n_best: Annotated[int, typer.Option(help="Translations to print of each sentence.", min=1)] = 1,
-    show: Annotated[bool, typer.Option("--show", help="Print the attention as a heatmap.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the attention as a heatmap; beside --json on standard error.")
+    ] = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Write the attention to this .png, .svg or .pdf; numbered when there are several.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write the attention to this .png, .svg or .pdf; numbered when there may be several.",
+            show_default=False,
+        ),
     ] = None,
     align: Annotated[bool, typer.Option("--align", help="Add a column with the word alignment, 0-0 1-2 ...")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line: text, score, tokens, weights, alignment.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object a line: text, score, tokens, weights, alignment.")
+    ] = False,
     weights: Weights = "best",
     device: Device = "auto",
     threads: Threads = None,
@@ -41,46 +49,59 @@ def translate(
 
     Standard output has one line for each line in (with --n-best up to N, each with its score before it).
     """
+    from limelight.cli.waiting import waiting
     from limelight.errors import ArgumentError
     from limelight.translator import Translator
 
     if n_best > beam:
-        raise ArgumentError(f"n-best: must be in [1, beam = {beam}], got {n_best}; widen the beam with --beam")
+        raise ArgumentError(f"n_best: must be in [1, beam = {beam}], got {n_best}; widen the beam with --beam")
+    check_picture(picture)
     use_threads(threads)
     translator = Translator.open(run, device=device, weights=weights)
+    _check_attention(translator, {"align": align, "show": show, "picture": picture is not None})
     observe = show or align or as_json or picture is not None
     number = 0
     for chunk in _chunks(text):
-        for found in translator.translate_n_best(chunk, beam=beam, alpha=alpha, n_best=n_best, observe=observe):
+        with waiting("translating", len(chunk)) as advance:
+            results = translator.translate_n_best(
+                chunk, beam=beam, alpha=alpha, n_best=n_best, observe=observe, progress=advance
+            )
+        for found in results:
             number += 1
             _warn(found[0], number)
             for translation in found:
-                print(_line(translation, n_best > 1, align, as_json), flush=sys.stdin.isatty())
+                print(_line(translation, n_best > 1, align, as_json))
             if show:
-                _show(found[0])
+                _show(found[0], number, on_stderr=as_json)
             if picture is not None:
                 _save(found[0], picture if text and len(text) == 1 else picture.with_stem(f"{picture.stem}-{number}"))
+        sys.stdout.flush()
+
+
+def _check_attention(translator: "Translator", wanted: dict[str, bool]) -> None:
+    from limelight.errors import ArgumentError
+
+    for option, given in wanted.items():
+        if given and not translator.attends:
+            raise ArgumentError(
+                f"{option}: this model was trained without attention (train --attention none), so there is nothing to "
+                f"show; leave --{option} out, or train a model that has attention"
+            )
 
 
 def _chunks(text: list[str] | None) -> Iterator[list[str]]:
+    from limelight.cli.reading import readable, sentences
+    from limelight.errors import ArgumentError
+
     if text:
-        yield text
+        # What the shell gave that is not UTF-8 is treated as in a file.
+        yield [readable(os.fsencode(sentence), f"sentence {i}") for i, sentence in enumerate(text, start=1)]
         return
+    if sys.stdin is None:
+        raise ArgumentError("text: there is none, and standard input is closed; give sentences after the run folder")
     if sys.stdin.isatty():
-        warn("type a sentence and Enter; Ctrl-D ends")
-    lines = _lines()
-    while chunk := list(islice(lines, 1 if sys.stdin.isatty() else _CHUNK)):
-        yield chunk
-
-
-def _lines() -> Iterator[str]:
-    """Lines of standard input; a line that is not UTF-8 is told and translated as far as it can be read."""
-    for number, raw in enumerate(sys.stdin.buffer, start=1):
-        line = raw.decode("utf-8", errors="replace").rstrip("\r\n").replace("\0", " ")
-        if "\ufffd" in line and b"\xef\xbf\xbd" not in raw:
-            warn(f"line {number}: invalid UTF-8; what cannot be read is left out")
-            line = line.replace("\ufffd", "")
-        yield line
+        say("type a sentence and Enter; Ctrl-D ends")
+    yield from sentences(sys.stdin.buffer)
 
 
 def _line(translation: "Translation", scored: bool, align: bool, as_json: bool) -> str:
@@ -100,6 +121,7 @@ def _line(translation: "Translation", scored: bool, align: bool, as_json: bool) 
                 if translation.weights is None
                 else [[round(w, 5) for w in row] for row in translation.weights.tolist()],
                 "unknown": translation.unknown,
+                "truncated": translation.truncated,
             },
             ensure_ascii=False,
         )
@@ -112,7 +134,7 @@ def _line(translation: "Translation", scored: bool, align: bool, as_json: bool) 
 
 def _warn(translation: "Translation", number: int) -> None:
     if translation.unknown:
-        warn(f"sentence {number}: the model has never seen {', '.join(map(repr, translation.unknown))}")
+        warn(f"sentence {number}: the model has never seen {_some(translation.unknown)}")
     if translation.truncated:
         warn(
             f"sentence {number}: {translation.truncated} tokens at its end were left out, it is too long; "
@@ -120,23 +142,28 @@ def _warn(translation: "Translation", number: int) -> None:
         )
 
 
-def _show(translation: "Translation") -> None:
+def _some(pieces: list[str], most: int = 10) -> str:
+    shown = ", ".join(repr(piece[:40]) for piece in pieces[:most])
+    return shown if len(pieces) <= most else f"{shown} and {len(pieces) - most} more"
+
+
+def _show(translation: "Translation", number: int, on_stderr: bool) -> None:
     from rich.console import Console
 
     from limelight.pictures.terminal import heatmap
 
     if translation.weights is None:
-        why = "nothing was produced" if not translation.target_tokens else "this model has no attention"
-        warn(f"no picture: {why}")
+        warn(f"sentence {number}: no picture, since nothing was produced")
         return
-    Console().print(heatmap(translation.weights, translation.source_tokens, translation.target_tokens))
+    picture = heatmap(translation.weights, translation.source_tokens, translation.target_tokens)
+    Console(stderr=on_stderr).print(picture)
 
 
 def _save(translation: "Translation", path: Path) -> None:
     from limelight.pictures.figure import save_heatmap
 
     if translation.weights is None:
-        warn(f"{path} is not written: there is no attention to draw")
+        warn(f"{path} is not written: nothing was produced")
         return
     save_heatmap(path, translation.weights, translation.source_tokens, translation.target_tokens)
-    warn(f"wrote {path}")
+    say(f"wrote {path}")

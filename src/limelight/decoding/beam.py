@@ -32,9 +32,10 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Translate a batch by beam search.
 
-    At each step the 2 · beam best continuations of a sentence are looked at: those that end enter the sentence's list of
-    finished hypotheses, the best `beam` of the others live on. A sentence is done when its `beam` finished hypotheses all
-    score at least as well as its best live one would if it ended now, or when its length limit is reached.
+    At each step the 2 · beam best continuations of a sentence are looked at: of the best `beam` those that end enter
+    the sentence's list of finished hypotheses, and of all those that do not end the best `beam` live on. A sentence is
+    done when its `beam` finished hypotheses all score at least as well as its best live one would if it ended next, at
+    no cost, or when its length limit is reached.
 
     Args:
         model: in evaluation mode.
@@ -84,7 +85,7 @@ class _Search:
     live: Tensor  # [B', K] log probabilities
     history: Tensor  # [B', K, t] tokens so far
     seen: Tensor | None  # [B', K, t, S] attention so far
-    worst: Tensor  # [B', K] scores of the finished hypotheses, -inf where none yet, best first
+    ended: Tensor  # [B', K] the best scores of finished hypotheses, the best first, -inf where there are none
     finished: list[list[Hypothesis]]  # per sentence
 
     @classmethod
@@ -101,12 +102,14 @@ class _Search:
             live=torch.zeros(count, 1, device=device),
             history=torch.empty(count, 1, 0, dtype=torch.int64, device=device),
             seen=None,
-            worst=torch.full((count, beam), -torch.inf, device=device),
+            ended=torch.full((count, beam), -torch.inf, device=device),
             finished=[[] for _ in range(count)],
         )
 
     def advance(self, logits: Tensor, weights: Tensor | None) -> Tensor:
         """Extend every hypothesis by a token: logits [B', K, V] -> the parents [B', K] of the new live hypotheses."""
+        if weights is not None and self.seen is None:
+            self.seen = weights.new_empty(*weights.shape[:2], 0, weights.shape[-1], dtype=torch.float32)
         vocabulary = logits.shape[-1]
         width = min(2 * self.beam, vocabulary)
         # The best 2K of a sentence are among the best 2K of each of its hypotheses.
@@ -124,9 +127,8 @@ class _Search:
         parents, self.last = parent.gather(1, order), token.gather(1, order)
         at = torch.arange(len(parents), device=parents.device)[:, None]
         self.history = torch.cat([self.history[at, parents], self.last.unsqueeze(-1)], -1)
-        if weights is not None:
-            now = weights.float().unsqueeze(2)  # [B', K, 1, S]
-            self.seen = (now if self.seen is None else torch.cat([self.seen, now], 2))[at, parents]
+        if weights is not None and self.seen is not None:
+            self.seen = torch.cat([self.seen, weights.float().unsqueeze(2)], 2)[at, parents]
         return parents
 
     def leave(self) -> Tensor | None:
@@ -134,14 +136,14 @@ class _Search:
         length = self.history.shape[-1]
         hope = self.live[:, 0] / length_penalty(length + 1, self.alpha).to(self.live)
         cut = length >= self.most
-        done = cut | (self.worst[:, -1] >= hope)
+        done = cut | (self.ended[:, -1] >= hope)
         if not bool(done.any()):
             return None
-        for row in (cut & torch.isneginf(self.worst[:, 0])).nonzero().flatten().tolist():
+        for row in (cut & torch.isneginf(self.ended[:, 0])).nonzero().flatten().tolist():
             self._cut_off(row, length)
         keep = (~done).nonzero().squeeze(1)
         self.rows, self.most, self.last, self.live = self.rows[keep], self.most[keep], self.last[keep], self.live[keep]
-        self.history, self.worst = self.history[keep], self.worst[keep]
+        self.history, self.ended = self.history[keep], self.ended[keep]
         self.seen = None if self.seen is None else self.seen[keep]
         return keep
 
@@ -155,9 +157,9 @@ class _Search:
         ends[:, self.beam :] = False
         penalty = length_penalty(length, self.alpha).to(total)
         scores = torch.where(ends, total / penalty, -torch.inf)
-        self.worst = torch.cat([self.worst, scores], 1).topk(self.beam, -1)[0]
+        self.ended = torch.cat([self.ended, scores], 1).topk(self.beam, -1)[0]
         # Those that the list has no room for any more are not worth keeping.
-        row, column = (ends & (scores >= self.worst[:, -1:])).nonzero(as_tuple=True)
+        row, column = (ends & (scores >= self.ended[:, -1:])).nonzero(as_tuple=True)
         beam = parent[row, column]
         found = zip(
             row.tolist(),

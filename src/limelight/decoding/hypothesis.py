@@ -16,7 +16,8 @@ class Hypothesis:
         tokens: the tokens produced, without bos and eos.
         log_prob: log p(tokens, eos | source) in nats; of the tokens alone where the length limit cut it off.
         score: what hypotheses are ranked by: log_prob, divided by the length penalty.
-        weights: fp32 [len(tokens), S], the attention of each token, on the CPU; None when not asked for or without attention.
+        weights: fp32 [len(tokens), S], the attention of each token, on the CPU; None when not asked for or
+            without attention.
     """
 
     tokens: list[int]

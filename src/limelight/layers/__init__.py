@@ -1,6 +1,7 @@
-"""Layers: the parts that models are built from. Whatever attends in here calls `limelight.attend` or `limelight.look`."""
+"""Layers: the parts that models are built from. What attends in here calls `limelight.attend` or `limelight.look`."""
 
 from limelight.layers.additive import BahdanauAttention
+from limelight.layers.dropout import Dropout
 from limelight.layers.feedforward import FeedForward
 from limelight.layers.luong import LuongAttention
 from limelight.layers.memory_attention import MemoryAttention
@@ -11,6 +12,7 @@ from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack
 __all__ = [
     "BahdanauAttention",
     "BidirectionalEncoder",
+    "Dropout",
     "FeedForward",
     "LuongAttention",
     "MemoryAttention",

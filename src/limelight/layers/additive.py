@@ -10,9 +10,9 @@ from limelight.scores import Score, additive
 class BahdanauAttention(MemoryAttention):
     """e_ts = v · tanh(W q_t + U h_s), a = softmax_s(e), c_t = Σ_s a_ts h_s.
 
-    W is [A, Q], U is [A, M], v is [A]. Bahdanau, Cho and Bengio (2014), "Neural machine translation by jointly learning to
-    align and translate", section 3.1 and appendix A.1.2. There the query is the decoder's previous state s_{t-1}; which
-    state to pass is the decoder's choice, not this layer's. U carries a bias, which the paper leaves out.
+    W is [A, Q], U is [A, M], v is [A]. Bahdanau, Cho and Bengio (2014), "Neural machine translation by jointly learning
+    to align and translate", section 3.1 and appendix A.1.2. There the query is the decoder's previous state s_{t-1};
+    which state to pass is the decoder's choice, not this layer's. U carries a bias, which the paper leaves out.
 
     Args:
         query_width: Q, the width of the decoder's state.
@@ -35,5 +35,5 @@ class BahdanauAttention(MemoryAttention):
         return self.query_projection(state)
 
     def score(self) -> Score:
-        """v · tanh(query + key)."""
+        """The score v · tanh(query + key)."""
         return additive(self.vector)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from limelight.layers.dropout import Dropout
+
 
 class FeedForward(nn.Module):
     """W_2 relu(W_1 x + b_1) + b_2, at every position alike. Vaswani et al. (2017), equation 2.
@@ -16,7 +18,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""

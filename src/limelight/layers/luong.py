@@ -20,8 +20,8 @@ class LuongAttention(MemoryAttention):
     - concat:   v · tanh(W [s_t; h_s]), W [A, Q + M].
 
     Luong, Pham and Manning (2015), "Effective approaches to attention-based neural machine translation", equation 8.
-    `general` applies W to the memory and `concat` splits its W in two, so that what belongs to the memory is computed once
-    per sentence; the scores are the same.
+    `general` applies W to the memory and `concat` splits its W in two, so that what belongs to the memory is computed
+    once per sentence; the scores are the same.
 
     Args:
         kind: "dot", "general" or "concat".

@@ -12,7 +12,7 @@ from limelight.scores import Score
 class MemoryAttention(nn.Module, ABC):
     """Attention of a decoder's states over an encoder's memory, with one head.
 
-    A leaf says how keys are made from the memory, once per sentence (`keys`), and how one query meets one key (`score`).
+    A leaf says how keys are made from the memory, once per sentence (`keys`), and how a query meets a key (`score`).
     """
 
     @abstractmethod

@@ -44,7 +44,7 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("table", sinusoidal(length, width), persistent=False)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """x + PE[start : start + T]."""
+        """The sum x + PE[start : start + T]."""
         end = start + x.shape[-2]
         if end > len(self.table):
             self.table = sinusoidal(2 * end, self.table.shape[1]).to(self.table)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import ArgumentError
+from limelight.layers.dropout import Dropout
 
 Cell = Literal["gru", "lstm"]
 
@@ -17,7 +18,9 @@ def check_cell(cell: str) -> None:
 
 
 class BidirectionalEncoder(nn.Module):
-    """Forward and backward recurrent layers, their states side by side: h_s = [→h_s; ←h_s]. Bahdanau et al. (2014), 3.2.
+    """Forward and backward recurrent layers, their states side by side: h_s = [→h_s; ←h_s].
+
+    Bahdanau et al. (2014), section 3.2.
 
     Args:
         cell: "gru" (Cho et al. 2014) or "lstm" (Hochreiter and Schmidhuber 1997).
@@ -48,8 +51,8 @@ class BidirectionalEncoder(nn.Module):
             source_lengths: [B], how many positions of each row are real.
 
         Returns:
-            memory [B, S, 2 · hidden]; per sentence the last forward and the first backward state of the top layer, side by
-            side, [B, 2 · hidden].
+            memory [B, S, 2 · hidden]; per sentence the last forward and the first backward state of the top layer, side
+            by side, [B, 2 · hidden].
         """
         packed = nn.utils.rnn.pack_padded_sequence(
             embedded, source_lengths.cpu(), batch_first=True, enforce_sorted=False
@@ -83,7 +86,7 @@ class RecurrentStack(nn.Module):
         self.lstm = cell == "lstm"
         kind = nn.LSTMCell if self.lstm else nn.GRUCell
         self.cells = nn.ModuleList(kind(input_width if i == 0 else hidden, hidden) for i in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def output(self, state: Tensor) -> Tensor:
         """The top layer's output in a state: [..., layers, W] -> [..., hidden]."""
@@ -108,7 +111,7 @@ class RecurrentStack(nn.Module):
         for i, cell in enumerate(self.cells):
             weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
             first = state[:, i].unsqueeze(0)  # [1, B, W]
-            start = list(t.contiguous() for t in first.split(self.hidden, -1)) if self.lstm else first.contiguous()
+            start = [t.contiguous() for t in first.split(self.hidden, -1)] if self.lstm else first.contiguous()
             if i:
                 x = self.dropout(x)
             # weights, biases, one layer, no dropout inside, training flag, one direction, batch first

@@ -4,9 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from limelight.errors import ArgumentError
+from limelight.models.config import Seq2SeqConfig, TransformerConfig
 from limelight.models.protocol import DecodingState, Teacher, TranslationModel
-from limelight.models.seq2seq import Seq2Seq, Seq2SeqConfig
-from limelight.models.transformer import Transformer, TransformerConfig
+from limelight.models.seq2seq import Seq2Seq
+from limelight.models.transformer import Transformer
 
 ModelConfig = Seq2SeqConfig | TransformerConfig
 

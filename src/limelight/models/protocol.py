@@ -23,7 +23,7 @@ class DecodingState:
     position: int = 0
 
     def reorder(self, parents: Tensor) -> "DecodingState":
-        """The state in which hypothesis k of sentence b goes on from hypothesis parents[b, k]; parents is int64 [B, K]."""
+        """The state in which hypothesis k of sentence b goes on from parents[b, k]; parents is int64 [B, K]."""
         rows = torch.arange(len(parents), device=parents.device)[:, None]
         return replace(self, beams=tuple(beam[rows, parents] for beam in self.beams))
 

@@ -1,70 +1,26 @@
 """The recurrent encoder-decoder: with Bahdanau attention, with Luong attention, or with a fixed vector and none.
 
-Read from the top: what is shared (memory, embedding, readout), the three decoders, the configuration, the model.
+Read from the top: what an encoder leaves for the decoder, the three decoders, the model.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from limelight.errors import ArgumentError
-from limelight.layers import BahdanauAttention, BidirectionalEncoder, LuongAttention, MemoryAttention, RecurrentStack
-from limelight.layers.recurrent import Cell
+from limelight.layers import (
+    BahdanauAttention,
+    BidirectionalEncoder,
+    Dropout,
+    LuongAttention,
+    MemoryAttention,
+    RecurrentStack,
+)
 from limelight.masks import Mask, lengths
+from limelight.models.config import Seq2SeqConfig
 from limelight.models.protocol import DecodingState, Teacher, TranslationModel
-
-Attention = Literal["bahdanau", "dot", "general", "concat", "none"]
-ATTENTIONS: tuple[Attention, ...] = ("bahdanau", "dot", "general", "concat", "none")
-
-
-@dataclass(frozen=True)
-class Seq2SeqConfig:
-    """Sizes and choices of a `Seq2Seq` model.
-
-    Attributes:
-        source_vocabulary: number of source tokens.
-        target_vocabulary: number of target tokens.
-        embedding: width of both embeddings.
-        hidden: width of the decoder, of each direction of the encoder and of the attention.
-        layers: recurrent layers in the encoder and in the decoder.
-        cell: "gru" or "lstm".
-        attention: "bahdanau", Luong's "dot", "general" or "concat", or "none".
-        input_feeding: Luong only: the attentional output of a step is part of the next step's input.
-        dropout: share of units dropped in training, on embeddings, between layers and before the output layer.
-        shared_embeddings: one table for source and target; needs one joint vocabulary.
-        tied_output: the output layer's weight is the target embedding.
-        pad: the padding token.
-    """
-
-    source_vocabulary: int
-    target_vocabulary: int
-    embedding: int = 256
-    hidden: int = 256
-    layers: int = 1
-    cell: Cell = "gru"
-    attention: Attention = "bahdanau"
-    input_feeding: bool = False
-    dropout: float = 0.2
-    shared_embeddings: bool = False
-    tied_output: bool = False
-    pad: int = 0
-
-    def __post_init__(self) -> None:
-        if self.attention not in ATTENTIONS:
-            raise ArgumentError(f"attention: must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
-        if self.input_feeding and self.attention in ("bahdanau", "none"):
-            raise ArgumentError(
-                f"input_feeding: belongs to Luong attention, got attention={self.attention!r}; "
-                "take 'dot', 'general' or 'concat', or leave input feeding off"
-            )
-        if self.shared_embeddings and self.source_vocabulary != self.target_vocabulary:
-            raise ArgumentError(
-                "shared_embeddings: needs one vocabulary for both sides, got "
-                f"{self.source_vocabulary} and {self.target_vocabulary} tokens; train with a joint vocabulary"
-            )
 
 
 class Memory(NamedTuple):
@@ -121,7 +77,7 @@ class Decoder(nn.Module, ABC):
         return Teacher(torch.cat(features, 1), torch.cat(weights, 1) if observe and weights[0] is not None else None)
 
     def _advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One recurrent step for all hypotheses: x [B, K, ...], state [B, K, layers, W] -> output [B, K, hidden], state."""
+        """One step of all hypotheses: x [B, K, ...], state [B, K, layers, W] -> output [B, K, hidden], state."""
         after = self.rnn.step(x.flatten(0, 1), state.flatten(0, 1)).unflatten(0, state.shape[:2])
         return self.rnn.output(after), after
 
@@ -129,8 +85,8 @@ class Decoder(nn.Module, ABC):
 class BahdanauDecoder(Decoder):
     """Attends with the state before the step: c_t = attend(s_{t-1}, h), s_t = RNN([y_{t-1}; c_t], s_{t-1}).
 
-    The features are the deep output tanh(W_o [s_t; y_{t-1}; c_t]). Bahdanau et al. (2014), A.2.2, whose output layer is a
-    maxout instead of a tanh.
+    The features are the deep output tanh(W_o [s_t; y_{t-1}; c_t]). Bahdanau et al. (2014), A.2.2, whose output layer is
+    a maxout instead of a tanh.
     """
 
     def __init__(self, config: Seq2SeqConfig):
@@ -165,7 +121,9 @@ class LuongDecoder(Decoder):
     def __init__(self, config: Seq2SeqConfig):
         super().__init__(config, config.hidden if config.input_feeding else 0)
         if config.attention in ("bahdanau", "none"):
-            raise ArgumentError(f"attention: a Luong decoder needs 'dot', 'general' or 'concat', got {config.attention!r}")
+            raise ArgumentError(
+                f"attention: a Luong decoder needs 'dot', 'general' or 'concat', got {config.attention!r}"
+            )
         memory_width = 2 * config.hidden
         self.feeding = config.input_feeding
         # For `dot` queries and memory must have one width: the memory is brought to the decoder's.
@@ -175,7 +133,7 @@ class LuongDecoder(Decoder):
         self.combine = nn.Linear(memory_width + config.hidden, config.hidden)
 
     def keys(self, values: Tensor) -> Tensor:
-        """h or W h."""
+        """The keys h or W h."""
         return self.attention.keys(self.bridge(values))
 
     def start(self, memory: Memory) -> tuple[Tensor, ...]:
@@ -202,15 +160,13 @@ class LuongDecoder(Decoder):
         output = self.rnn(embedded, state.squeeze(1))  # [B, T, hidden]
         return Teacher(*self._attentional(output, memory, mask, observe))
 
-    def _attentional(
-        self, output: Tensor, memory: Memory, mask: Mask, observe: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _attentional(self, output: Tensor, memory: Memory, mask: Mask, observe: bool) -> tuple[Tensor, Tensor | None]:
         context, weights = self.attention(output, memory.keys, memory.values, mask, observe=observe)
         return self.combine(torch.cat([context, output], -1)).tanh(), weights
 
 
 class FixedVectorDecoder(Decoder):
-    """No attention: the source's summary c is the only thing seen of it, at every step, s_t = RNN([y_{t-1}; c], s_{t-1}).
+    """No attention: all that is seen of the source, at every step, is its summary c: s_t = RNN([y_{t-1}; c], s_{t-1}).
 
     The baseline that attention was invented to beat. Cho et al. (2014), "Learning phrase representations using RNN
     encoder-decoder"; the features are tanh(W_o [s_t; y_{t-1}; c]).
@@ -262,7 +218,7 @@ class Seq2Seq(TranslationModel):
             else nn.Identity()
         )
         self.output = nn.Linear(config.embedding if config.tied_output else config.hidden, config.target_vocabulary)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self._initialise()
 
     def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, *, observe: bool = False) -> Teacher:

@@ -1,67 +1,18 @@
 """The Transformer encoder-decoder. Vaswani et al. (2017), "Attention is all you need".
 
-Read from the top: the two blocks, the configuration, the model.
+Read from the top: the residual branch, the two blocks, the model.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
-from limelight.errors import ArgumentError
-from limelight.layers import FeedForward, MultiHeadAttention, SinusoidalPositions
+from limelight.layers import Dropout, FeedForward, MultiHeadAttention, SinusoidalPositions
 from limelight.layers.multihead import append_cache
 from limelight.masks import Mask, causal, lengths
+from limelight.models.config import TransformerConfig
 from limelight.models.protocol import DecodingState, Teacher, TranslationModel
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes and choices of a `Transformer` model.
-
-    Attributes:
-        source_vocabulary: number of source tokens.
-        target_vocabulary: number of target tokens.
-        width: C, of embeddings and blocks; even, and a multiple of `heads`.
-        feedforward: width inside the feed-forward networks.
-        heads: H.
-        encoder_layers: blocks in the encoder.
-        decoder_layers: blocks in the decoder.
-        norm: "pre" (norm inside the residual branch, and once at the end) or "post" (norm after the sum, as in the paper).
-        dropout: share of units dropped in training, on embeddings, weights, hidden units and branches.
-        shared_embeddings: one table for source and target; needs one joint vocabulary.
-        tied_output: the output layer's weight is the target embedding. Paper, section 3.4.
-        alignment_layer: the decoder block whose cross-attention, averaged over its heads, is the model's attention; counted
-            from the end when negative.
-        pad: the padding token.
-    """
-
-    source_vocabulary: int
-    target_vocabulary: int
-    width: int = 256
-    feedforward: int = 1024
-    heads: int = 4
-    encoder_layers: int = 3
-    decoder_layers: int = 3
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.1
-    shared_embeddings: bool = False
-    tied_output: bool = True
-    alignment_layer: int = -1
-    pad: int = 0
-
-    def __post_init__(self) -> None:
-        if self.norm not in ("pre", "post"):
-            raise ArgumentError(f"norm: must be 'pre' or 'post', got {self.norm!r}")
-        if not -self.decoder_layers <= self.alignment_layer < self.decoder_layers:
-            raise ArgumentError(
-                f"alignment_layer: must name one of the {self.decoder_layers} decoder layers, got {self.alignment_layer}"
-            )
-        if self.shared_embeddings and self.source_vocabulary != self.target_vocabulary:
-            raise ArgumentError(
-                "shared_embeddings: needs one vocabulary for both sides, got "
-                f"{self.source_vocabulary} and {self.target_vocabulary} tokens; train with a joint vocabulary"
-            )
 
 
 class Residual(nn.Module):
@@ -71,7 +22,7 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.before = norm == "pre"
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def enter(self, x: Tensor) -> Tensor:
         """What the branch reads."""
@@ -167,7 +118,7 @@ class Transformer(TranslationModel):
             else nn.Embedding(config.target_vocabulary, config.width, padding_idx=config.pad)
         )
         self.positions = SinusoidalPositions(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers))
         last = nn.LayerNorm if config.norm == "pre" else nn.Identity
@@ -182,7 +133,7 @@ class Transformer(TranslationModel):
         memory = self._encode(source, mask)
         x = self._embed(self.target_embedding, target, 0)
         seen = None
-        for i, block in enumerate(self.decoder):
+        for i, block in enumerate(self._decoder_blocks()):
             key, value = block.cross_attention.keys_values(memory)
             x, weights = block(x, key, value, mask, observe and self._shows(i))
             seen = weights if weights is not None else seen
@@ -191,7 +142,7 @@ class Transformer(TranslationModel):
     def start(self, source: Tensor, source_lengths: Tensor) -> DecodingState:
         """See `TranslationModel.start`; the memory is each decoder block's keys and values, and the lengths."""
         memory = self._encode(source, lengths(source_lengths))
-        parts = [part for block in self.decoder for part in block.cross_attention.keys_values(memory)]
+        parts = [part for block in self._decoder_blocks() for part in block.cross_attention.keys_values(memory)]
         return DecodingState((source_lengths, *parts), ())
 
     def step(
@@ -202,15 +153,16 @@ class Transformer(TranslationModel):
         mask = lengths(source_lengths)
         x = self._embed(self.target_embedding, tokens.unsqueeze(2), state.position).squeeze(2)  # [B, K, C]
         seen, beams = None, []
-        for i, block in enumerate(self.decoder):
+        for i, block in enumerate(self._decoder_blocks()):
             past = (state.beams[2 * i], state.beams[2 * i + 1]) if state.beams else None
-            x, weights, present = block.step(
-                x, past, parts[2 * i], parts[2 * i + 1], mask, observe and self._shows(i)
-            )
+            x, weights, present = block.step(x, past, parts[2 * i], parts[2 * i + 1], mask, observe and self._shows(i))
             seen = weights if weights is not None else seen
             beams.extend(present)
         logits = self.output(self.decoder_norm(x))
         return logits, seen, DecodingState(state.memory, tuple(beams), state.position + 1)
+
+    def _decoder_blocks(self) -> Iterator[DecoderBlock]:
+        return cast("Iterator[DecoderBlock]", iter(self.decoder))
 
     def _shows(self, block: int) -> bool:
         return block == self.config.alignment_layer % self.config.decoder_layers
@@ -237,4 +189,3 @@ class Transformer(TranslationModel):
         nn.init.xavier_uniform_(self.output.weight)
         if self.config.tied_output:
             self.output.weight = self.target_embedding.weight
-

@@ -1,5 +1,6 @@
 """The settings of a training run, with the checks of each."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,11 @@ class DataConfig:
         test: how many source sentences to hold out for a test, when no dev file is given.
         max_words: longer sentences, in whitespace words, are skipped.
         max_tokens: longer sentences, in tokens, are skipped.
-        loose_ends: the share of training pairs that are learned a second time without their closing punctuation, so that
-            "hello" is known where the corpus has only "Hello!".
+        loose_ends: the share of training pairs that are learned a second time without their closing punctuation, so
+            that "hello" is known where the corpus has only "Hello!".
+
+    Raises:
+        ArgumentError: a value breaks a rule.
     """
 
     tokens: Literal["bpe", "word", "char"] = "bpe"
@@ -37,12 +41,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.tokens not in ("bpe", "word", "char"):
             raise ArgumentError(f"tokens: must be 'bpe', 'word' or 'char', got {self.tokens!r}")
-        _at_least("vocabulary", self.vocabulary, 16)
-        _at_least("dev", self.dev, 1)
-        _at_least("test", self.test, 0)
-        _at_least("max_words", self.max_words, 1)
-        _at_least("max_tokens", self.max_tokens, 4)
-        _share("loose_ends", self.loose_ends, inclusive=True)
+        for name, least in (("vocabulary", 16), ("dev", 1), ("test", 0), ("max_words", 1), ("max_tokens", 4)):
+            _whole(name, getattr(self, name), least)
+        if not (_is_number(self.loose_ends) and 0 <= self.loose_ends <= 1):
+            raise ArgumentError(f"loose_ends: must be in [0, 1], got {self.loose_ends!r}")
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class TrainingConfig:
     """How the weights are found.
 
     Attributes:
-        epochs: passes over the training part.
+        epochs: passes over the training part; the last one is whole.
         updates: stop after this many updates instead; None counts epochs.
-        minutes: stop after this time at the latest; the schedule then comes to its end with the time. None for no limit.
+        minutes: stop after this time at the latest; the schedule then comes to its end with the time. None for no
+            limit.
         batch_tokens: the most tokens, padding included, of a batch, on its longer side.
         optimizer: "adam" (Kingma and Ba 2015) or "adamw" (Loshchilov and Hutter 2019).
         rate: the peak learning rate.
@@ -70,6 +73,9 @@ class TrainingConfig:
         save_seconds: the longest time between two saves of the whole state.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         threads: of torch; None leaves torch's choice.
+
+    Raises:
+        ArgumentError: a value breaks a rule.
     """
 
     epochs: int = 10
@@ -94,34 +100,52 @@ class TrainingConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("epochs", self.epochs, 1)
-        _at_least("batch_tokens", self.batch_tokens, 16)
+        for name, least in (
+            ("epochs", 1),
+            ("batch_tokens", 16),
+            ("warmup", 0),
+            ("patience", 0),
+            ("average", 0),
+            ("seed", 0),
+        ):
+            _whole(name, getattr(self, name), least)
         for name in ("updates", "validate_every", "threads"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        for name in ("warmup", "patience", "average", "seed", "clip", "weight_decay", "save_seconds"):
-            _at_least(name, getattr(self, name), 0)
-        if self.minutes is not None and not self.minutes > 0:
-            raise ArgumentError(f"minutes: must be above 0, got {self.minutes}")
+                _whole(name, getattr(self, name), 1)
+        for name in ("clip", "weight_decay", "save_seconds"):
+            _number(name, getattr(self, name))
+        _number("rate", self.rate, above=True)
+        if self.minutes is not None:
+            _number("minutes", self.minutes, above=True)
         if self.optimizer not in ("adam", "adamw"):
             raise ArgumentError(f"optimizer: must be 'adam' or 'adamw', got {self.optimizer!r}")
-        if not self.rate > 0:
-            raise ArgumentError(f"rate: must be above 0, got {self.rate}")
         if self.schedule not in SCHEDULES:
             raise ArgumentError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.precision not in ("fp32", "bf16"):
             raise ArgumentError(f"precision: must be 'fp32' or 'bf16', got {self.precision!r}")
-        _share("label_smoothing", self.label_smoothing)
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for beta in self.betas:
-            _share("betas", beta)
+        # A JSON file gives a list.
+        object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        if not (pair and all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas)):
+            raise ArgumentError(f"betas: must be two numbers in [0, 1), got {self.betas!r}")
+        if not (_is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1):
+            raise ArgumentError(f"label_smoothing: must be in [0, 1), got {self.label_smoothing!r}")
 
 
-def _at_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentError(f"{name}: must be a whole number, got {value!r}")
+    if value < least:
         raise ArgumentError(f"{name}: must be at least {least}, got {value}")
 
 
-def _share(name: str, value: float, *, inclusive: bool = False) -> None:
-    if not (0 <= value < 1 or (inclusive and value == 1)):
-        raise ArgumentError(f"{name}: must be in [0, 1{']' if inclusive else ')'}, got {value}")
+def _number(name: str, value: float, *, above: bool = False) -> None:
+    """Finite, and at least 0 or above it."""
+    if not (_is_number(value) and math.isfinite(value)):
+        raise ArgumentError(f"{name}: must be a finite number, got {value!r}")
+    if value < 0 or (above and value == 0):
+        raise ArgumentError(f"{name}: must be {'above' if above else 'at least'} 0, got {value}")

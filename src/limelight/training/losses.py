@@ -14,8 +14,8 @@ def output_loss(
     """Σ_n [(1 - ε) nll_n + ε/V Σ_v nll_nv] with nll_nv = -log softmax(W f_n + b)_v, and Σ_n nll_n alone.
 
     The logits [N, V] are made, used and dropped block by block, and their gradient with them, so that the memory is one
-    block's whatever N is. Label smoothing: Szegedy et al. (2016), "Rethinking the Inception architecture", section 7, with
-    the smoothed share spread over all V tokens.
+    block's whatever N is. Label smoothing: Szegedy et al. (2016), "Rethinking the Inception architecture", section 7,
+    with the smoothed share spread over all V tokens.
 
     Args:
         features: [N, C]; fp32, or bf16 under autocast (products in bf16, sums and softmax in fp32).
@@ -25,15 +25,15 @@ def output_loss(
         label_smoothing: ε in [0, 1).
 
     Returns:
-        the loss, differentiable with respect to features, weight and bias; the negative log-likelihood, for reports. Both
-        are sums over tokens, in nats.
+        the loss, differentiable with respect to features, weight and bias; the negative log-likelihood, for reports.
+        Both are sums over tokens, in nats.
     """
     return _OutputLoss.apply(features, weight, bias, target, label_smoothing)  # pyright: ignore
 
 
 class _OutputLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, bias, target, epsilon):  # noqa: ANN001, D102
+    def forward(ctx, features, weight, bias, target, epsilon):
         vocabulary = len(weight)
         smooth = epsilon / vocabulary
         operand = weight.to(features.dtype)  # the products' dtype
@@ -44,7 +44,7 @@ class _OutputLoss(torch.autograd.Function):
         for f, y, grad_f in zip(features.split(rows), target.split(rows), grad_features.split(rows), strict=True):
             z = torch.addmm(bias.to(f.dtype), f, operand.t()).to(weight.dtype).log_softmax(1)
             likelihood -= z.gather(1, y[:, None]).sum()
-            # d loss / d z = softmax(z) - (1 - ε) [v = y] - ε/V; the last term is the same everywhere: it is added below.
+            # d loss / d z = softmax(z) - (1 - ε) [v = y] - ε/V; the last term, the same everywhere, is added below.
             z.exp_().scatter_add_(1, y[:, None], z.new_full((len(y), 1), epsilon - 1))
             grad_bias += z.sum(0)
             g = z.to(f.dtype)
@@ -67,7 +67,9 @@ class _OutputLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(likelihood)
         return loss, likelihood
 
+    # The decorator's own signature is narrower than what it wraps.
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):  # noqa: ANN001, D102
-        return *(saved * grad for saved in ctx.saved_tensors), None, None
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Of the loss alone: the likelihood is not differentiable.
+        return *(saved * grad_outputs[0] for saved in ctx.saved_tensors), None, None

@@ -1,14 +1,25 @@
 """From a corpus to what training reads: the split, the vocabularies, the encoded training part."""
 
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from limelight.data import Corpus, EncodedCorpus, Pair, ReadReport, Tokenizer, split_corpus, train_tokenizer, write_split
+from limelight.data import (
+    Corpus,
+    EncodedCorpus,
+    Pair,
+    ReadReport,
+    Tokenizer,
+    split_corpus,
+    train_tokenizer,
+    write_split,
+)
 from limelight.data.split import write_tsv
+from limelight.errors import DataError, RunFolderError
 from limelight.run_folder import RunFolder
 from limelight.training.config import DataConfig
+from limelight.weights import TRAIN_AGAIN
 
 Say = Callable[[str], None]
 """Called with a line of what is being done."""
@@ -40,19 +51,7 @@ def prepare(run: RunFolder, corpus: Corpus, dev: Corpus | None, config: DataConf
     Raises:
         DataError: the corpus cannot be used; OutputError: the folder cannot be written.
     """
-    report = ReadReport()
-    say(f"reading {corpus}")
-    if dev is None:
-        split = split_corpus(corpus, dev=config.dev, test=config.test, seed=seed, report=report)
-        counts = write_split(corpus, split, run.data)
-        say(f"{split.pairs} pairs of {split.unique} source sentences; " + _counts(counts))
-    else:
-        dev_report = ReadReport()
-        count = write_tsv(run.data / "train.tsv", corpus.pairs(report))
-        dev_count = write_tsv(run.data / "dev.tsv", dev.pairs(dev_report))
-        say(f"{count} training pairs, {dev_count} dev pairs")
-        _say_skipped(dev_report, say)
-    _say_skipped(report, say)
+    _write_parts(run, corpus, dev, config, seed, say)
     train = replace(corpus, tsv=run.data / "train.tsv", source=None, target=None)
     source_tokenizer, target_tokenizer = _learn_tokenizers(train, config)
     source_tokenizer.save(run.tokenizer("source"))
@@ -71,15 +70,49 @@ def prepare(run: RunFolder, corpus: Corpus, dev: Corpus | None, config: DataConf
 
 
 def reopen(run: RunFolder) -> Prepared:
-    """What `prepare` left in the folder; raises RunFolderError when a file is missing or damaged."""
+    """What `prepare` left in the folder.
+
+    Raises:
+        RunFolderError: a file is missing or damaged.
+    """
     source_tokenizer, target_tokenizer = run.read_tokenizers()
     corpus = EncodedCorpus.open(run.data / "train", tokenizers=(source_tokenizer, target_tokenizer))
     return Prepared(corpus, read_dev(run), source_tokenizer, target_tokenizer)
 
 
 def read_dev(run: RunFolder) -> list[tuple[str, str]]:
-    """The dev part's pairs."""
-    return [(pair.source, pair.target) for pair in Corpus(tsv=run.data / "dev.tsv").pairs()]
+    """The dev part's pairs.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    # Too long pairs have been left out when the file was written, by limits that this file does not know.
+    kept = Corpus(tsv=run.data / "dev.tsv", max_words=sys.maxsize, max_characters=sys.maxsize)
+    report = ReadReport()
+    try:
+        pairs = [(pair.source, pair.target) for pair in kept.pairs(report)]
+    except DataError as error:
+        raise RunFolderError(f"{error}; {TRAIN_AGAIN}") from error
+    if report.skipped:
+        raise RunFolderError(f"{kept} was changed after it was written: {report.summary()}; {TRAIN_AGAIN}")
+    return pairs
+
+
+def _write_parts(run: RunFolder, corpus: Corpus, dev: Corpus | None, config: DataConfig, seed: int, say: Say) -> None:
+    """Write train.tsv and dev.tsv, and test.tsv if a part of the corpus is held out."""
+    report, dev_report = ReadReport(), ReadReport()
+    say(f"reading {corpus}")
+    if dev is None:
+        split = split_corpus(corpus, dev=config.dev, test=config.test, seed=seed, report=report)
+        counts = write_split(corpus, split, run.data)
+        say(f"{split.pairs} pairs of {split.unique} source sentences; " + _counts(counts))
+    else:
+        count = write_tsv(run.data / "train.tsv", corpus.pairs(report))
+        dev_count = write_tsv(run.data / "dev.tsv", dev.pairs(dev_report))
+        say(f"{count} training pairs, {dev_count} dev pairs")
+    for one in (report, dev_report):
+        if one.skipped:
+            say(one.summary())
 
 
 def _learn_tokenizers(train: Corpus, config: DataConfig) -> tuple[Tokenizer, Tokenizer]:
@@ -105,8 +138,3 @@ def _with_loose_ends(pairs: Iterable[Pair], share: float) -> Iterator[Pair]:
 
 def _counts(counts: dict) -> str:
     return ", ".join(f"{count} {part}" for part, count in counts.items() if count)
-
-
-def _say_skipped(report: ReadReport, say: Say) -> None:
-    if report.skipped:
-        say(report.summary())

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+_ENOUGH_UPDATES = 20  # before this many, the time left is a guess
+
 
 @dataclass(frozen=True)
 class Report:
@@ -29,6 +31,24 @@ class Report:
     loss: float
     tokens_per_second: float
     rate: float
+
+
+class Speed:
+    """Tokens over time, since it was made."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.seconds = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count a batch."""
+        self.tokens += tokens
+        self.seconds += seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The speed so far; 0 before the first batch."""
+        return self.tokens / max(self.seconds, 1e-9)
 
 
 class Display(Protocol):
@@ -61,11 +81,12 @@ class Silent:
 
 
 class Lines:
-    """A line every `seconds`, for files and pipes."""
+    """A line every `seconds`, for files and pipes. The time left is told by the updates since the first report."""
 
     def __init__(self, seconds: float = 15.0):
         self.seconds = seconds
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when the first report came, and its update
 
     def say(self, line: str) -> None:
         """Print it."""
@@ -74,16 +95,27 @@ class Lines:
     def update(self, report: Report) -> None:
         """Print a line when enough time has passed."""
         now = time.monotonic()
-        if now - self.last >= self.seconds:
-            self.last = now
-            left = (now - self.start) / max(1, report.update) * (report.total - report.update)
-            self.say(
-                f"epoch {report.epoch}  update {report.update}/{report.total}  loss {report.loss:.3f}  "
-                f"{report.tokens_per_second:,.0f} tokens/s  about {left / 60:.0f} min left"
-            )
+        # What came before the first report, reading the corpus or an earlier run, says nothing about the time left.
+        self.first = self.first or (now, report.update)
+        if now - self.last < self.seconds:
+            return
+        self.last = now
+        self.say(
+            f"epoch {report.epoch}  update {report.update}/{report.total}  loss {report.loss:.3f}  "
+            f"{report.tokens_per_second:,.0f} tokens/s" + self._left(now, report)
+        )
 
     def close(self) -> None:
         """Nothing to do."""
+
+    def _left(self, now: float, report: Report) -> str:
+        assert self.first is not None
+        start, update = self.first
+        done = report.update - update
+        if done < _ENOUGH_UPDATES:
+            return ""
+        minutes = (now - start) / done * (report.total - report.update) / 60
+        return f"  about {minutes:.0f} min left" if minutes >= 1 else "  less than a minute left"
 
 
 class Live:
@@ -95,7 +127,7 @@ class Live:
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("loss {task.fields[loss]:.3f}"),
-            _Speed(),
+            _SpeedColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -121,8 +153,8 @@ class Live:
         self.progress.stop()
 
 
-class _Speed(ProgressColumn):
-    def render(self, task) -> Text:  # noqa: ANN001
+class _SpeedColumn(ProgressColumn):
+    def render(self, task) -> Text:
         """Target tokens per second."""
         return Text(f"{task.fields['speed']:,.0f} tokens/s")
 

@@ -1,5 +1,6 @@
 """`train`: one call from parallel text to a translator. The command line's `train` is this function."""
 
+import contextlib
 import difflib
 import sys
 from collections.abc import Mapping
@@ -13,15 +14,23 @@ import torch
 from limelight.allocator import keep_freed_memory
 from limelight.data import Batches, Corpus
 from limelight.devices import find_device
-from limelight.errors import ArgumentError, RunFolderError
+from limelight.errors import ArgumentError, OutputError, RunFolderError
 from limelight.files import remove_leftovers
-from limelight.models import Seq2SeqConfig, TransformerConfig, build_model, describe_model, model_config
-from limelight.run_folder import RunFolder, fill_model, read_tensors
+from limelight.models import (
+    Seq2SeqConfig,
+    TransformerConfig,
+    TranslationModel,
+    build_model,
+    describe_model,
+    model_config,
+)
+from limelight.run_folder import RunFolder
 from limelight.training.config import DataConfig, TrainingConfig
 from limelight.training.loop import Progress, Trainer
 from limelight.training.prepare import Prepared, prepare, reopen
 from limelight.training.progress import Display, default_display
 from limelight.translator import Translator
+from limelight.weights import TRAIN_AGAIN, fill_model, read_tensors
 
 CHANGEABLE = ("epochs", "updates", "minutes", "patience", "save_seconds", "device", "threads")
 """What may be set anew when a run is resumed."""
@@ -57,15 +66,15 @@ def train(
         model: "rnn" or "transformer".
         overwrite: replace what an earlier run left in `out`.
         display: shows the progress; by default a bar in a terminal, lines elsewhere.
-        **settings: any field of `DataConfig`, `TrainingConfig`, and `Seq2SeqConfig` or `TransformerConfig`, by its name:
-            `attention="bahdanau"`, `epochs=5`, `lowercase=True`, `hidden=512`.
+        **settings: any field of `DataConfig`, `TrainingConfig`, and `Seq2SeqConfig` or `TransformerConfig`, by its
+            name: `attention="bahdanau"`, `epochs=5`, `lowercase=True`, `hidden=512`.
 
     Returns:
         a translator with the best weights, and where training ended (`finished` is False after Ctrl-C).
 
     Raises:
-        ArgumentError: an unknown setting, or one out of range. DataError: the corpus cannot be used. OutputError: the folder
-        exists, or cannot be written.
+        ArgumentError: an unknown setting, or one out of range. DataError: the corpus cannot be used. OutputError: the
+        folder exists, or cannot be written. TrainingDivergedError: nothing could be learned.
 
     Example:
         >>> translator, _ = limelight.train("spa.txt", out="runs/es", attention="bahdanau", epochs=8)
@@ -74,45 +83,24 @@ def train(
     """
     keep_freed_memory()
     data, training, sizes = sort_settings(model, settings)
+    find_device(training.device)
+    most_words = settings.get("max_words")
+    text = _as_corpus(corpus, target, most_words)
+    dev_text = None if dev_file is None else _as_corpus(dev_file, None, most_words)
     run, display = RunFolder(Path(out)), display or default_display()
-    train_corpus = _as_corpus(corpus, target, data.max_words)
-    dev_corpus = None if dev_file is None else _as_corpus(dev_file, None, data.max_words)
-    if overwrite:
-        run.clear()
-    run.create()
+    _check_readable(run, text, dev_text)
+    run.create(overwrite=overwrite)
     try:
         _use_threads(training)
-        torch.manual_seed(training.seed)
-        prepared = prepare(run, train_corpus, dev_corpus, data, training.seed, display.say)
-        vocabularies = {
-            "source_vocabulary": len(prepared.source_tokenizer),
-            "target_vocabulary": len(prepared.target_tokenizer),
-        }
-        config = model_config(model, **vocabularies, **sizes)
-        net = build_model(config).to(find_device(training.device))
-        trainer = _trainer(net, prepared, run, training, display)
-        run.write_config(
-            {
-                "model": describe_model(config),
-                "data": asdict(data),
-                "training": asdict(training),
-                "corpus": [str(path) for path in train_corpus.paths],
-                "threads": torch.get_num_threads(),
-                "versions": versions(),
-                "command": sys.argv,
-            }
-        )
-        trainer.save()
-        display.say(_introduce(net, training, trainer))
+        trainer = _begin(run, text, dev_text, model, data, training, sizes, display)
+        display.say(_introduce(trainer))
         progress = trainer.train()
     finally:
         display.close()
     return _with_best_weights(trainer), progress
 
 
-def resume(
-    out: str | Path, *, display: Display | None = None, **settings: Any
-) -> tuple[Translator, Progress]:
+def resume(out: str | Path, *, display: Display | None = None, **settings: Any) -> tuple[Translator, Progress]:
     """Go on with a run where it was last saved; with the same settings it ends with the same weights, bit for bit.
 
     Args:
@@ -124,35 +112,34 @@ def resume(
         as `train`.
 
     Raises:
-        RunFolderError: a file is missing or damaged. ArgumentError: a setting that cannot change in the middle of a run.
+        RunFolderError: a file is missing or damaged. ArgumentError: a setting that cannot change in the middle of a
+        run.
     """
     keep_freed_memory()
     run, display = RunFolder(Path(out)), display or default_display()
-    stored = run.read_config()
+    stored, training = _stored_settings(run)
     fixed = sorted(settings.keys() - set(CHANGEABLE))
     if fixed:
         raise ArgumentError(
-            f"{fixed[0]}: cannot change when a run is resumed, only {', '.join(CHANGEABLE)} can; leave it out, or start anew"
+            f"{fixed[0]}: cannot change when a run is resumed, only {', '.join(CHANGEABLE)} can; leave it out, or "
+            "start anew"
         )
-    training = replace(TrainingConfig(**stored["training"]), **settings)
+    changed = replace(training, **settings)
     if not run.last.exists():
         raise RunFolderError(f"{run.last} is missing, so there is no state to resume from; start anew with --overwrite")
-    for folder in (run.path, run.snapshots, run.data):
-        if folder.is_dir():
-            remove_leftovers(folder)
+    for folder in (run.path, run.snapshots):
+        remove_leftovers(folder)
     try:
-        _use_threads(training)
-        if torch.get_num_threads() != stored["threads"]:
+        _use_threads(changed)
+        if torch.get_num_threads() != stored.get("threads"):
             display.say(
-                f"this run used {stored['threads']} threads, now there are {torch.get_num_threads()}: "
+                f"this run used {stored.get('threads')} threads, now there are {torch.get_num_threads()}: "
                 "the weights will differ in their last bits"
             )
-        described = dict(stored["model"])
-        net = build_model(model_config(described.pop("kind"), **described)).to(find_device(training.device))
-        trainer = _trainer(net, reopen(run), run, training, display)
+        trainer = _trainer(run.build_model().to(find_device(changed.device)), reopen(run), run, changed, display)
         trainer.resume()
-        if asdict(training) != stored["training"]:
-            run.write_config(stored | {"training": asdict(training)})
+        if changed != training:
+            run.write_config(stored | {"training": asdict(changed)})
         display.say(f"resuming {run.path} at update {trainer.progress.update} of {trainer.total}")
         progress = trainer.train()
     finally:
@@ -180,9 +167,10 @@ def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, 
         sorted_out[kind][name] = value
     data, training = DataConfig(**sorted_out[DataConfig]), TrainingConfig(**sorted_out[TrainingConfig])
     sizes = sorted_out[_MODEL_FIELDS[model]]
-    # The model's own rules speak now, not after the corpus has been read.
-    size = 16 if data.joint else 17
-    model_config(model, source_vocabulary=16, target_vocabulary=size, **sizes)
+    if sizes.get("shared_embeddings") and not data.joint:
+        raise ArgumentError("shared_embeddings: needs one vocabulary for both sides; set joint too (--joint)")
+    # The model's own rules speak now, not after the corpus has been read; any size of vocabulary will do.
+    model_config(model, source_vocabulary=data.vocabulary, target_vocabulary=data.vocabulary, **sizes)
     return data, training, sizes
 
 
@@ -192,18 +180,96 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
 
 
-def _trainer(net, prepared: Prepared, run: RunFolder, training: TrainingConfig, display: Display) -> Trainer:  # noqa: ANN001
+def _stored_settings(run: RunFolder) -> tuple[dict[str, Any], TrainingConfig]:
+    """All of config.json, and how the run was trained.
+
+    Raises:
+        RunFolderError: the file is missing, damaged or of another version of Limelight.
+    """
+    stored = run.read_config()
+    try:
+        return stored, TrainingConfig(**stored["training"])
+    except (KeyError, TypeError, ArgumentError) as error:
+        raise RunFolderError(f"{run.config} does not say how to train ({error}); {TRAIN_AGAIN}") from error
+
+
+def _begin(
+    run: RunFolder,
+    corpus: Corpus,
+    dev_corpus: Corpus | None,
+    model: str,
+    data: DataConfig,
+    training: TrainingConfig,
+    sizes: dict[str, Any],
+    display: Display,
+) -> Trainer:
+    """Make everything that training needs; config.json and the first state are written. Undone if it fails."""
+    torch.manual_seed(training.seed)
+    try:
+        prepared = prepare(run, corpus, dev_corpus, data, training.seed, display.say)
+        config = model_config(
+            model,
+            source_vocabulary=len(prepared.source_tokenizer),
+            target_vocabulary=len(prepared.target_tokenizer),
+            **sizes,
+        )
+        trainer = _trainer(build_model(config).to(find_device(training.device)), prepared, run, training, display)
+        run.write_config(
+            {
+                "model": describe_model(config),
+                "data": asdict(data),
+                "training": asdict(training),
+                "corpus": [str(path) for path in corpus.paths],
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+                "command": sys.argv,
+            }
+        )
+        trainer.save()
+    except BaseException:
+        # What has been made so far is of no use, and would be in the way of the next try.
+        with contextlib.suppress(OutputError):
+            run.discard()
+        raise
+    return trainer
+
+
+def _trainer(
+    net: TranslationModel, prepared: Prepared, run: RunFolder, training: TrainingConfig, display: Display
+) -> Trainer:
     translator = Translator(net, prepared.source_tokenizer, prepared.target_tokenizer, device=training.device)
     batches = Batches(prepared.corpus, max_tokens=training.batch_tokens, seed=training.seed)
     return Trainer(net, translator, batches, prepared.dev, run, training, display)
 
 
-def _as_corpus(corpus: str | Path | Corpus, target: str | Path | None, max_words: int) -> Corpus:
+def _as_corpus(corpus: str | Path | Corpus, target: str | Path | None, max_words: int | None) -> Corpus:
     if isinstance(corpus, Corpus):
-        return corpus
+        if target is not None:
+            raise ArgumentError("target: the corpus has its target sentences already; leave target out")
+        return corpus if max_words is None else replace(corpus, max_words=max_words)
+    most = DataConfig.max_words if max_words is None else max_words
     if target is None:
-        return Corpus(tsv=Path(corpus), max_words=max_words)
-    return Corpus(source=Path(corpus), target=Path(target), max_words=max_words)
+        return Corpus(tsv=Path(corpus), max_words=most)
+    return Corpus(source=Path(corpus), target=Path(target), max_words=most)
+
+
+def _check_readable(run: RunFolder, *corpora: Corpus | None) -> None:
+    """Each corpus has a first pair, and none is a file that the run would replace: checked before anything is removed.
+
+    Raises:
+        DataError: a corpus cannot be read. ArgumentError: one is a file of the run.
+    """
+    replaced = {path.resolve() for path in run.written()}
+    for corpus in corpora:
+        if corpus is None:
+            continue
+        for path in corpus.paths:
+            if path.resolve() in replaced:
+                raise ArgumentError(
+                    f"corpus: {path} is part of the run in {run.path}, which a new run would replace; copy it "
+                    "elsewhere, or choose another folder"
+                )
+        next(corpus.pairs())
 
 
 def _use_threads(training: TrainingConfig) -> None:
@@ -211,11 +277,11 @@ def _use_threads(training: TrainingConfig) -> None:
         torch.set_num_threads(training.threads)
 
 
-def _introduce(net: torch.nn.Module, training: TrainingConfig, trainer: Trainer) -> str:
-    parameters = sum(p.numel() for p in net.parameters())
+def _introduce(trainer: Trainer) -> str:
+    parameters = sum(p.numel() for p in trainer.parameters)
     return (
         f"{parameters:,} parameters, {len(trainer.batches.corpus):,} pairs, {trainer.total:,} updates on "
-        f"{trainer.device} with {torch.get_num_threads()} threads, {training.precision}"
+        f"{trainer.device} with {torch.get_num_threads()} threads, {trainer.config.precision}"
     )
 
 

@@ -1,0 +1,66 @@
+"""`python -m benchmarks.run`: time everything, print it, and write it to benchmarks/results/.
+
+    python -m benchmarks.run --only translation --data PATH/TO/multi30k
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import operation, translation
+from benchmarks.timing import machine, product_peak
+from limelight.allocator import keep_freed_memory
+from limelight.files import atomic_write
+
+_RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Parse the arguments, run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("operation", "translation"), help="one part alone")
+    parser.add_argument("--data", type=Path, help="a folder with Multi30k's files; without it the embedded phrases")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each side is timed")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help="where the results go")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    facts = machine() | {"matrix product, GFLOP/s": f"{product_peak():.0f}", "allocator": "keeps freed memory"}
+    console = Console(width=140)
+    console.print(facts)
+    parts = {
+        "operation": lambda: list(operation.rows(arguments.rounds)),
+        "translation": lambda: translation.rows(arguments.data, arguments.rounds),
+    }
+    for name, measure in parts.items():
+        if arguments.only in (None, name):
+            found = measure()
+            _print(console, name, found)
+            _write(arguments.out / f"{facts['date']}-{name}.json", facts | {"data": str(arguments.data and arguments.data.name)}, found)
+
+
+def _print(console: Console, name: str, found: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in found for key in row))
+    table = Table(*columns, title=name, title_justify="left")
+    for row in found:
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    console.print(table)
+
+
+def _write(path: Path, facts: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "w") as file:
+        json.dump({"machine": facts, "rows": found}, file, indent=1)
+        file.write("\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

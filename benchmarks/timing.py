@@ -1,0 +1,63 @@
+"""Timing several sides in one run, interleaved, so that a machine whose speed drifts is the same for all."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one side: the median and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(sides: dict[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 1) -> dict[str, Timing]:
+    """Call each side in turn, A B C A B C ..., and time each call."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for index in range(warmup + rounds):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            call()
+            if index >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _timing(values) for name, values in seconds.items()}
+
+
+def _timing(values: list[float]) -> Timing:
+    if len(values) < 2:
+        return Timing(values[0], values[0], values[0])
+    low, _, high = statistics.quantiles(values, n=4)
+    return Timing(statistics.median(values), low, high)
+
+
+def machine() -> dict[str, str]:
+    """What a table has to say about where it was measured."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": model,
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def product_peak(size: int = 1024) -> float:
+    """GFLOP/s of a square fp32 matrix product through torch: the ceiling of what is bound by products."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = min(interleaved({"mm": lambda: torch.mm(a, b)}, rounds=15)["mm"].low for _ in range(3))
+    return 2 * size**3 / best / 1e9

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.inputs import SCORES, Sizes, blocks_of, score_case, tensors
+from tests.support.masks import mask_cases
+from tests.support.oracle import answer
+from tests.support.tolerance import assert_near
+
+import limelight
+from limelight.errors import ArgumentError, DenseSizeError
+
+BUDGETS = (1, 60, 1 << 21)
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_everything_a_view_says_agrees_with_the_oracle(data):
+    sizes = Sizes(lead=data.draw(st.sampled_from(((), (2,), (2, 2)))), H=2, G=1, T=3, S=7, D=3, E=2)
+    score = score_case(data.draw(st.sampled_from(SCORES)), sizes)
+    mask = data.draw(st.none() | mask_cases(sizes))
+    expected = answer(*tensors(sizes), score.oracle(*score.leaves), None if mask is None else mask.truth)
+    weights, terms = expected.weights.detach(), sizes.terms
+    backend = data.draw(st.sampled_from(("reference", "streaming")))
+    with torch.set_grad_enabled(data.draw(st.booleans())), blocks_of(data.draw(st.sampled_from(BUDGETS))):
+        made = score.make(*score.leaves)
+        _, view = limelight.look(*tensors(sizes), score=made, mask=None if mask is None else mask.mask, backend=backend)
+        assert_near(view.lse, expected.lse, torch.float64, terms)
+        assert_near(view.dense(), weights, torch.float64, terms)
+        assert_near(view.received(), weights.sum(-2), torch.float64, terms)
+        safe = weights.where(weights > 0, 1.0)
+        assert_near(view.entropy(), -(safe * safe.log()).sum(-1), torch.float64, terms)
+        k = data.draw(st.integers(1, 9))
+        links = view.top(k)
+        k = min(k, sizes.S)
+        assert_near(links.weights, weights.topk(k).values, torch.float64, terms)
+        reached = weights.gather(-1, links.indices.clamp(min=0)) * (links.indices >= 0)
+        assert_near(reached, links.weights.detach(), torch.float64, terms)
+        assert torch.equal(links.indices < 0, torch.arange(k) >= (weights > 0).sum(-1, keepdim=True))
+        index = tuple(_index(data, size) for size in sizes.full)
+        cut = data.draw(st.integers(1, len(index)))
+        index = (*index[:cut], ...) if data.draw(st.booleans()) else (..., *index[-cut:])
+        assert_near(view[index], _outer(weights, index), torch.float64, terms)
+
+
+def _index(data, size):
+    kind = data.draw(st.sampled_from(("int", "slice", "list", "bool")))
+    if kind == "int":
+        return data.draw(st.integers(-size, size - 1))
+    if kind == "slice":
+        return data.draw(st.slices(size).filter(lambda one: one.step is None or one.step > 0))
+    if kind == "list":
+        return data.draw(st.lists(st.integers(-size, size - 1), max_size=4))
+    return np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+
+
+def _outer(weights, index):
+    """The same index, one axis after the other."""
+    place = next((place for place, part in enumerate(index) if part is ...), len(index))
+    index = [part for part in index if part is not ...]
+    full = [*index[:place], *[slice(None)] * (weights.ndim - len(index)), *index[place:]]
+    for axis, part in reversed(list(enumerate(full))):
+        if isinstance(part, list):
+            part = torch.tensor(part, dtype=torch.int64)
+        elif isinstance(part, np.ndarray):
+            part = torch.from_numpy(part)
+        weights = weights[(slice(None),) * axis + (part,)]
+    return weights
+
+
+def test_steps_may_run_backwards():
+    _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
+    assert torch.equal(view[..., ::-2, :], view.dense()[..., [4, 2, 0], :])
+    assert torch.equal(view[0, ..., range(2, 6, 3)], view.dense()[0][..., [2, 5]])
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_block_is_all_that_is_computed(budget):
+    asked = []
+
+    def spy(q, k, *, query_index, key_index):
+        asked.extend((int(i), int(j)) for i in query_index for j in key_index)
+        return q @ k.mT
+
+    with blocks_of(budget):
+        _, view = limelight.look(*tensors(Sizes()), score=limelight.tile_score(spy))
+        asked.clear()
+        _ = view[1, 2, 3:5, [6, 0]]
+        assert sorted(asked) == [(3, 0), (3, 6), (4, 0), (4, 6)]
+
+
+def test_equal_weights_are_ranked_by_place_at_every_block_size():
+    query, key = torch.zeros(1, 2, 3), torch.zeros(1, 11, 3)
+    for budget in BUDGETS:
+        with blocks_of(budget):
+            _, view = limelight.look(query, key, key, mask=~limelight.dense(torch.arange(11) == 1))
+            assert view.top(4).indices.tolist() == [[[0, 2, 3, 4]] * 2]
+            torch.testing.assert_close(view.entropy(), torch.full((1, 2), math.log(10)))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_nan_row_stays_one_row(budget):
+    query, key = torch.zeros(1, 3, 2), torch.zeros(1, 4, 2)
+    key[0, 3] = math.nan
+    with blocks_of(budget):
+        _, view = limelight.look(query, key, torch.zeros_like(key), mask=limelight.causal())
+        assert view.dense().isnan().sum(-1).tolist() == [[0, 0, 4]]
+        assert view.entropy().isnan().tolist() == [[False, False, True]]
+        links = view.top(2)
+        assert links.weights.isnan().all(-1).tolist() == [[False, False, True]]
+        assert links.indices.tolist()[0][0] == [0, 1]
+
+
+def test_what_is_observed_is_computed_once_and_kept():
+    calls = []
+
+    def spy(q, k, **_):
+        calls.append(1)
+        return q @ k.mT
+
+    observe = ("received", "entropy", limelight.top(3))
+    _, view = limelight.look(*tensors(Sizes()), score=limelight.tile_score(spy), observe=observe)
+    _, fresh = limelight.look(*tensors(Sizes()), score=limelight.tile_score(spy))
+    calls.clear()
+    answers = view.received(), view.entropy(), *view.top(3), *view.top(2)
+    assert not calls
+    for have, want in zip(answers, (fresh.received(), fresh.entropy(), *fresh.top(3), *fresh.top(2)), strict=True):
+        assert torch.equal(have, want)
+    assert view.top(4).indices.shape[-1] == 4
+
+
+def test_views_are_differentiable_until_detached():
+    query, key, value = tensors(Sizes())
+    for budget in BUDGETS:
+        with blocks_of(budget):
+            _, view = limelight.look(query, key, value, mask=limelight.causal())
+            (have,) = torch.autograd.grad(view[0, 1, 2:4, [1, 3]].log().sum(), query)
+        weights = torch.softmax(
+            (query[0, 1] @ key[0, 1].T / math.sqrt(11)).masked_fill(~torch.ones(5, 7).tril(2).bool(), -math.inf), -1
+        )
+        (want,) = torch.autograd.grad(weights[2:4][:, [1, 3]].log().sum(), query)
+        torch.testing.assert_close(have, want)
+        assert not view.detach().dense().requires_grad
+        assert not view.entropy().requires_grad
+        torch.testing.assert_close(view.detach().dense(), view.dense().detach())
+
+
+def test_writing_into_an_answer_changes_no_view():
+    _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
+    before = view.dense().clone()
+    view.dense().zero_()
+    view[0].zero_()
+    assert torch.equal(view.dense(), before)
+
+
+def test_dense_has_a_guard_that_names_the_bytes():
+    _, view = limelight.look(*(x.detach().float() for x in tensors(Sizes(lead=(2,), H=3, T=5, S=7))))
+    with pytest.raises(DenseSizeError, match=r"take 840 bytes .*limit is 839.*view.top.*limit=840"):
+        view.dense(limit=839)
+    assert view.dense(limit=840).shape == (2, 3, 5, 7)
+    assert view.dense(limit=None).shape == (2, 3, 5, 7)
+
+
+def test_indexing_has_the_same_guard():
+    query, key = torch.zeros(1, 40_000, 1), torch.zeros(1, 40_000, 1)
+    with torch.no_grad():
+        _, view = limelight.look(query[:, :1], key, key)
+        view._call.query = query[None]
+        with pytest.raises(DenseSizeError, match=r"6,400,000,000 bytes \(6.0 GiB\)"):
+            view.dense()
+        with pytest.raises(DenseSizeError, match=r"view\[..., rows, columns\]"):
+            _ = view[0]
+
+
+def test_a_view_shows_its_size_not_its_numbers():
+    _, view = limelight.look(*(x.detach().float() for x in tensors(Sizes(T=31, S=7))))
+    assert repr(view).startswith("AttentionView(shape=[2, 3, 31, 7], keeps ")
+    assert repr(view).endswith("dense would be 5.1 KiB)")
+    assert len(view) == 2
+    assert [tuple(one.shape) for one in view] == [(3, 31, 7)] * 2
+    assert view.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ((0, 0, 0, 0, 0), r"there are 4 axes, \[2, 3, 5, 7\], and 5 indices"),
+        ((..., ...), r"one Ellipsis at most"),
+        (2, r"axis 0 has positions \[0, 2\); 2 is out of range"),
+        ((0, 0, [5]), r"axis 2 has positions \[0, 5\); 5 is out of range"),
+        ((0, 0, [-6]), r"-6 is out of range"),
+        (None, r"not None"),
+        ("a", r"not 'a'"),
+        ((0, 0, 0, 1.5), r"not 1.5"),
+        ((0, 0, 0, [0.5]), r"holds integers; the one for axis 3 is torch.float32"),
+        ((0, 0, 0, [[1]]), r"an index array has one axis; the one for axis 3 has 2"),
+        ((0, 0, 0, [True]), r"axis 3 has 7 positions; the bool index has 1"),
+    ],
+)
+def test_an_index_that_does_not_fit(index, message):
+    _, view = limelight.look(*tensors(Sizes()))
+    with pytest.raises(ArgumentError, match=message):
+        _ = view[index]
+
+
+def test_other_mistakes():
+    query, key, value = tensors(Sizes())
+    _, view = limelight.look(query, key, value)
+    for k in (0, -1, 1.5, True):
+        with pytest.raises(ArgumentError, match="k must be an integer of at least 1"):
+            view.top(k)
+        with pytest.raises(ArgumentError, match="k must be an integer of at least 1"):
+            limelight.top(k)
+    with pytest.raises(ArgumentError, match=r"known are 'received', 'entropy' and top\(k\).*not 'weights'"):
+        limelight.look(query, key, value, observe=("weights",))
+    with pytest.raises(ArgumentError, match="not 3"):
+        limelight.explain(query, key, value, observe=(3,))
