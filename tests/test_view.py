@@ -19,7 +19,7 @@ BUDGETS = (1, 60, 1 << 21)
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_everything_a_view_says_agrees_with_the_oracle(data):
     sizes = Sizes(lead=data.draw(st.sampled_from(((), (2,), (2, 2)))), H=2, G=1, T=3, S=7, D=3, E=2)
     score = score_case(data.draw(st.sampled_from(SCORES)), sizes)
@@ -101,6 +101,9 @@ def test_equal_weights_are_ranked_by_place_at_every_block_size():
             _, view = limelight.look(query, key, key, mask=~limelight.dense(torch.arange(11) == 1))
             assert view.top(4).indices.tolist() == [[[0, 2, 3, 4]] * 2]
             torch.testing.assert_close(view.entropy(), torch.full((1, 2), math.log(10)))
+            # Enough of them that an unstable sort would mix them up.
+            _, view = limelight.look(query, torch.zeros(1, 97, 3), torch.zeros(1, 97, 3))
+            assert view.top(61).indices.tolist() == [[list(range(61))] * 2]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

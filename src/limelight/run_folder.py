@@ -192,8 +192,8 @@ class RunFolder:
         path = self.best if weights == "best" else self.last
         if weights == "best" and not path.exists() and self.last.exists():
             raise RunFolderError(
-                f"{path} is missing, it is written at the first validation; go on training (--resume), or take the "
-                "weights that training is at (weights 'last')"
+                f"{path} is missing, it is written at the first validation; go on training (--resume), take the "
+                "weights 'last', or train again"
             )
         tensors, _ = read_tensors(path)
         if weights == "last":

@@ -95,7 +95,7 @@ def test_a_call_of_one_block_is_told_from_one_of_many():
     query = torch.zeros(2, 3, 5, 7)
     view = limelight.look(query, query, query)[1]
     call = view._call
-    for budget, whole in ((150, True), (149, False)):
+    for budget, whole in ((75, True), (74, False)):
         with blocks_of(budget):
             assert tiling.fits(call) is whole
     assert isinstance(call.whole(), Block)

@@ -174,3 +174,29 @@ def test_weighted_sum_by_hand():
     assert math.isnan(float(total[0, 1, 0, 0]))
     assert float(total[0, 1, 0, 1]) == 7.0
     assert Strays().apply(total) is total
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_padding_key_whose_scores_are_all_minus_inf_leaves_no_trace(budget):
+    # Its weight is 0 with or without the mask, so only the gradient of the query would show it, as 0 · inf.
+    query = torch.ones(1, 1, 2, 3, requires_grad=True)
+    key, value = torch.randn(1, 1, 5, 3), torch.randn(1, 1, 5, 7)
+    key[:, :, 4] = -math.inf
+    with blocks_of(budget):
+        output = limelight.attend(query, key, value, mask=limelight.lengths(torch.tensor([4])), backend="streaming")
+        (grad,) = torch.autograd.grad(output.square().sum(), query)
+    assert grad.isfinite().all()
+    assert grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_nan_in_the_gradient_of_one_row_reaches_only_what_the_row_may_attend_to(budget):
+    query, key, value = tensors(Sizes(lead=(1,), H=1, G=1, T=5, S=5))
+    to_output = torch.ones(1, 1, 5, 13, dtype=torch.float64)
+    to_output[0, 0, 2] = math.nan
+    with blocks_of(budget):
+        output = limelight.attend(query, key, value, mask=limelight.causal(), backend="streaming")
+        to_query, to_key, to_value = torch.autograd.grad(output, (query, key, value), to_output)
+    assert to_query[0, 0].isnan().any(-1).tolist() == [False, False, True, False, False]
+    assert to_key[0, 0].isnan().any(-1).tolist() == [True, True, True, False, False]
+    assert to_value[0, 0].isnan().any(-1).tolist() == [True, True, True, False, False]

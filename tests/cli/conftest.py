@@ -1,8 +1,7 @@
 from pathlib import Path
 
 import pytest
-
-from tests.support.toy import train_toy, write_toy
+from tests.support.toy_language import train_toy, write_toy
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ from inspect import signature
 
 import pytest
 import typer
+from tests.support.command import limelight
 
 from limelight import __version__
 from limelight.cli import train as train_module
 from limelight.models import Seq2SeqConfig, TransformerConfig
 from limelight.training.run import sort_settings
-from tests.support.command import limelight
 
 COMMANDS = ("train", "translate", "evaluate", "align", "demo", "info")
 # What the command line leaves to the Python API, and what only the vocabularies decide.

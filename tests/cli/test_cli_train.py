@@ -5,11 +5,11 @@ import re
 import signal
 
 import pytest
+from tests.support.command import limelight, refused, start
+from tests.support.toy_language import options, toy_pairs, write_toy
 
 from limelight.training.loop import Trainer
 from limelight.translator import Translator
-from tests.support.command import limelight, refused, start
-from tests.support.toy import options, toy_pairs, write_toy
 
 QUICK = {"updates": 3, "epochs": 1}
 
@@ -22,9 +22,9 @@ def test_bad_lines_are_skipped_counted_and_told(tmp_path):
     ran = limelight("train", corpus, "--out", tmp_path / "run", *options(**QUICK, dev=5, test=7))
     assert (ran.code, ran.out) == (0, "")
     assert (
-        "8 of 61 lines skipped: 1 without a tab (line 1), 1 with too many tabs (line 2), 1 with invalid UTF-8 (line 3), "
-        "1 with a NUL byte (line 4), 1 with a blank source (line 5), 1 with a blank target (line 6), 1 blank (line 7), "
-        "1 with more than 250 words or 2000 characters (line 8)"
+        "8 of 61 lines skipped: 1 without a tab (line 1), 1 with too many tabs (line 2), 1 with invalid UTF-8 (line 3)"
+        ", 1 with a NUL byte (line 4), 1 with a blank source (line 5), 1 with a blank target (line 6), 1 blank (line 7)"
+        ", 1 with more than 250 words or 2000 characters (line 8)"
     ) in ran.err
     assert "53 pairs of 53 source sentences" in ran.err
 
@@ -88,7 +88,7 @@ def test_files_that_are_not_there_and_sides_of_different_length(tmp_path, toy_ts
         (["TSV", "--device", "cuda:99"], "--device: 'cuda:99' cannot be used here"),
         (["TSV", "--epochs", "0"], "--epochs: must be at least 1, got 0"),
         (["TSV", "--label-smoothing", "1"], "--label-smoothing: must be in [0, 1), got 1.0"),
-        (["TSV", "--hidden", "0"], "--hidden: must be at least 1, got 0"),
+        (["TSV", "--hidden", "0"], "--hidden: must be a whole number of at least 1, got 0"),
         (["TSV", "--shared-embeddings"], "--shared-embeddings: needs one vocabulary for both sides; set joint too"),
         (["TSV", "--resume", "--overwrite"], "--resume: does not go with --overwrite; choose one"),
         (["--resume"], "is not a folder; give the folder that `limelight train --out` wrote"),
@@ -106,7 +106,9 @@ def test_an_output_folder_that_exists_is_kept_unless_told_otherwise(tmp_path, to
     assert limelight(*arguments).code == 0
     before = (out / "best.safetensors").read_bytes()
     said = refused(*arguments)
-    assert f"{out} exists and is not empty; go on with it (--resume), replace it (--overwrite) or choose another" in said
+    assert (
+        f"{out} exists and is not empty; go on with it (--resume), replace it (--overwrite) or choose another" in said
+    )
     assert (out / "best.safetensors").read_bytes() == before
     assert limelight(*arguments, "--overwrite", "--seed", 2).code == 0
     assert (out / "best.safetensors").read_bytes() != before
@@ -115,7 +117,9 @@ def test_an_output_folder_that_exists_is_kept_unless_told_otherwise(tmp_path, to
 def test_a_folder_of_something_else_is_never_replaced(tmp_path, toy_tsv):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("precious")
-    assert "is not the folder of a run" in refused("train", toy_tsv, "--out", tmp_path, "--overwrite", *options(**QUICK))
+    assert "is not the folder of a run" in refused(
+        "train", toy_tsv, "--out", tmp_path, "--overwrite", *options(**QUICK)
+    )
     assert (tmp_path / "data" / "mine.txt").read_text() == "precious"
 
 
@@ -144,7 +148,7 @@ def test_resume_takes_the_same_command_again_but_no_other(tmp_path, toy_tsv):
 @pytest.mark.slow
 def test_ctrl_c_saves_and_resume_ends_what_was_begun(tmp_path, toy_tsv):
     out = tmp_path / "run"
-    with start("train", toy_tsv, "--out", out, *options(epochs=25)) as process:
+    with start("train", toy_tsv, "--out", out, *options(epochs=12)) as process:
         said = b""
         while b"dev BLEU" not in said:
             said += process.stderr.readline()

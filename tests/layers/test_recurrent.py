@@ -48,6 +48,20 @@ def test_the_stack_is_torchs_recurrent_network(cell, layers):
     torch.testing.assert_close(made(x, state), expected, **NEAR)
 
 
+@CELLS
+@LAYERS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_near_the_exact_result(cell, layers, dtype):
+    made, x, state = stack(cell, layers)
+    expected = made(x, state)
+    made.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = made(x.to(dtype), state.to(dtype))
+        step = made.output(made.step(x[:, 0].to(dtype), state.to(dtype)))
+    torch.testing.assert_close(whole.double(), expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(step.double(), expected[:, 0], rtol=0, atol=0.05)
+
+
 def test_dropout_lies_between_layers_only():
     one, x, state = stack("gru", 1, dropout=0.5)
     assert torch.equal(one(x, state), one(x, state))

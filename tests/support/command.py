@@ -37,7 +37,7 @@ def limelight(*arguments: object, stdin: bytes = b"") -> Ran:
 
 
 def refused(*arguments: object, stdin: bytes = b"") -> str:
-    """Run a command that must be refused as a user's mistake; what it said on standard error, results there are none."""
+    """Run a command that must be refused as a user's mistake, without results; what it said on standard error."""
     ran = limelight(*arguments, stdin=stdin)
     assert (ran.code, ran.out) == (2, "")
     return ran.err

@@ -108,6 +108,10 @@ class RecurrentStack(nn.Module):
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
         """A whole sequence at once: x [B, T, input_width], first state [B, layers, W] -> outputs [B, T, hidden]."""
         run = torch.lstm if self.lstm else torch.gru
+        if self.lstm and torch.is_autocast_enabled(x.device.type):
+            # Autocast narrows an LSTM's weights, but on the CPU not what it reads, and then oneDNN refuses.
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, state = x.to(dtype), state.to(dtype)
         for i, cell in enumerate(self.cells):
             weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
             first = state[:, i].unsqueeze(0)  # [1, B, W]

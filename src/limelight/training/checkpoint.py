@@ -25,6 +25,7 @@ class Progress:
         batch: batches of it that are done.
         validated: the update at which the last validation was made; -1 before the first.
         best: the best BLEU on the dev part; -1 before the first validation.
+        best_chrf: the chrF of these weights.
         stale: validations since then.
         snapshots: updates whose weights are kept for the average, oldest first.
         seconds: time spent in training, validation and saving.
@@ -40,6 +41,7 @@ class Progress:
     batch: int = 0
     validated: int = -1
     best: float = -1.0
+    best_chrf: float = -1.0
     stale: int = 0
     snapshots: list[int] = field(default_factory=list)
     seconds: float = 0.0

@@ -222,7 +222,7 @@ class Trainer:
             return
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        if progress.skipped_in_a_row >= min(_MOST_SKIPPED, self.total):
+        if progress.skipped_in_a_row >= min(_MOST_SKIPPED, max(1, self.total // 2)):
             raise TrainingDivergedError(
                 f"training: loss or gradient was not finite in {progress.skipped_in_a_row} updates in a row, up to "
                 f"update {progress.update}; start anew (--overwrite) with a smaller --rate, a longer --warmup or "
@@ -234,7 +234,7 @@ class Trainer:
         progress = self.progress
         quality = self._quality()
         progress.validated = progress.update
-        better = self._keep_if_best(quality.bleu)
+        better = self._keep_if_best(quality)
         progress.stale = 0 if better else progress.stale + 1
         if self.config.average > 1:
             self._write_weights(snapshot(self.run, progress.update), quality.bleu)
@@ -272,19 +272,23 @@ class Trainer:
         fill_model(self.model, average([snapshot(self.run, u) for u in progress.snapshots]), self.run.snapshots)
         quality = self._quality()
         self._log("average", bleu=quality.bleu, chrf=quality.chrf, of=progress.snapshots)
-        better = self._keep_if_best(quality.bleu)
+        better = self._keep_if_best(quality)
         self.display.say(
             f"average of the last {len(progress.snapshots)}: dev BLEU {quality.bleu:.2f}, "
             + ("which is kept" if better else "which is not kept")
         )
         fill_model(self.model, now, self.run.last)
 
-    def _keep_if_best(self, bleu: float) -> bool:
-        """Write the weights at hand to best.safetensors if their BLEU is the best so far; whether it is."""
-        better = bleu > self.progress.best
+    def _keep_if_best(self, quality: Quality) -> bool:
+        """Write the weights at hand to best.safetensors if they are the best so far; whether they are.
+
+        Of equal BLEU the higher chrF counts: where no sentence has four tokens, BLEU is always 0.
+        """
+        progress = self.progress
+        better = (quality.bleu, quality.chrf) > (progress.best, progress.best_chrf)
         if better:
-            self.progress.best = bleu
-            self._write_weights(self.run.best, bleu)
+            progress.best, progress.best_chrf = quality.bleu, quality.chrf
+            self._write_weights(self.run.best, quality.bleu)
         return better
 
     def _write_weights(self, path: Path, bleu: float) -> None:

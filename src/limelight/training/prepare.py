@@ -52,32 +52,31 @@ def prepare(run: RunFolder, corpus: Corpus, dev: Corpus | None, config: DataConf
         DataError: the corpus cannot be used; OutputError: the folder cannot be written.
     """
     _write_parts(run, corpus, dev, config, seed, say)
-    train = replace(corpus, tsv=run.data / "train.tsv", source=None, target=None)
-    source_tokenizer, target_tokenizer = _learn_tokenizers(train, config)
+    source_tokenizer, target_tokenizer = _learn_tokenizers(_kept(run, "train"), config)
     source_tokenizer.save(run.tokenizer("source"))
     target_tokenizer.save(run.tokenizer("target"))
     say(f"vocabularies: {len(source_tokenizer)} source and {len(target_tokenizer)} target {config.tokens} tokens")
-    encoded = EncodedCorpus.build(
-        run.data / "train",
-        _with_loose_ends(train.pairs(), config.loose_ends),
-        source_tokenizer,
-        target_tokenizer,
-        max_tokens=config.max_tokens,
-    )
+    encoded = _encode(run, config, source_tokenizer, target_tokenizer)
     if encoded.skipped:
         say(f"{encoded.skipped} training pairs are longer than {config.max_tokens} tokens and were left out")
     return Prepared(encoded, read_dev(run), source_tokenizer, target_tokenizer)
 
 
-def reopen(run: RunFolder) -> Prepared:
-    """What `prepare` left in the folder.
+def reopen(run: RunFolder, config: DataConfig) -> Prepared:
+    """What `prepare` left in the folder. Without the encoded training part, data/train, it is made anew.
 
     Raises:
         RunFolderError: a file is missing or damaged.
     """
-    source_tokenizer, target_tokenizer = run.read_tokenizers()
-    corpus = EncodedCorpus.open(run.data / "train", tokenizers=(source_tokenizer, target_tokenizer))
-    return Prepared(corpus, read_dev(run), source_tokenizer, target_tokenizer)
+    tokenizers = run.read_tokenizers()
+    folder = run.data / "train"
+    try:
+        encoded = (
+            EncodedCorpus.open(folder, tokenizers=tokenizers) if folder.exists() else _encode(run, config, *tokenizers)
+        )
+    except DataError as error:
+        raise RunFolderError(f"{error}; {TRAIN_AGAIN}") from error
+    return Prepared(encoded, read_dev(run), *tokenizers)
 
 
 def read_dev(run: RunFolder) -> list[tuple[str, str]]:
@@ -86,9 +85,7 @@ def read_dev(run: RunFolder) -> list[tuple[str, str]]:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    # Too long pairs have been left out when the file was written, by limits that this file does not know.
-    kept = Corpus(tsv=run.data / "dev.tsv", max_words=sys.maxsize, max_characters=sys.maxsize)
-    report = ReadReport()
+    kept, report = _kept(run, "dev"), ReadReport()
     try:
         pairs = [(pair.source, pair.target) for pair in kept.pairs(report)]
     except DataError as error:
@@ -113,6 +110,19 @@ def _write_parts(run: RunFolder, corpus: Corpus, dev: Corpus | None, config: Dat
     for one in (report, dev_report):
         if one.skipped:
             say(one.summary())
+
+
+def _kept(run: RunFolder, part: str) -> Corpus:
+    """A part as it was written: what was too long was left out then, by limits that need not be known any more."""
+    return Corpus(tsv=run.data / f"{part}.tsv", max_words=sys.maxsize, max_characters=sys.maxsize)
+
+
+def _encode(
+    run: RunFolder, config: DataConfig, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer
+) -> EncodedCorpus:
+    pairs = _with_loose_ends(_kept(run, "train").pairs(), config.loose_ends)
+    folder = run.data / "train"
+    return EncodedCorpus.build(folder, pairs, source_tokenizer, target_tokenizer, max_tokens=config.max_tokens)
 
 
 def _learn_tokenizers(train: Corpus, config: DataConfig) -> tuple[Tokenizer, Tokenizer]:

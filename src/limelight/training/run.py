@@ -117,7 +117,7 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
     """
     keep_freed_memory()
     run, display = RunFolder(Path(out)), display or default_display()
-    stored, training = _stored_settings(run)
+    stored, data, training = _stored_settings(run)
     fixed = sorted(settings.keys() - set(CHANGEABLE))
     if fixed:
         raise ArgumentError(
@@ -127,7 +127,7 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
     changed = replace(training, **settings)
     if not run.last.exists():
         raise RunFolderError(f"{run.last} is missing, so there is no state to resume from; start anew with --overwrite")
-    for folder in (run.path, run.snapshots):
+    for folder in (run.path, run.snapshots, run.data, run.data / "train"):
         remove_leftovers(folder)
     try:
         _use_threads(changed)
@@ -136,7 +136,8 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
                 f"this run used {stored.get('threads')} threads, now there are {torch.get_num_threads()}: "
                 "the weights will differ in their last bits"
             )
-        trainer = _trainer(run.build_model().to(find_device(changed.device)), reopen(run), run, changed, display)
+        net = run.build_model().to(find_device(changed.device))
+        trainer = _trainer(net, reopen(run, data), run, changed, display)
         trainer.resume()
         if changed != training:
             run.write_config(stored | {"training": asdict(changed)})
@@ -163,7 +164,8 @@ def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, 
             every = [n for names in known.values() for n in names if n not in _DERIVED]
             near = difflib.get_close_matches(name, every, 3)
             hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(every))}"
-            raise ArgumentError(f"{name}: is no setting of a {model} model or its training{hint}")
+            article = "an" if model == "rnn" else "a"
+            raise ArgumentError(f"{name}: is no setting of {article} {model} model or its training{hint}")
         sorted_out[kind][name] = value
     data, training = DataConfig(**sorted_out[DataConfig]), TrainingConfig(**sorted_out[TrainingConfig])
     sizes = sorted_out[_MODEL_FIELDS[model]]
@@ -180,15 +182,15 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {package: version(package) for package in packages}
 
 
-def _stored_settings(run: RunFolder) -> tuple[dict[str, Any], TrainingConfig]:
-    """All of config.json, and how the run was trained.
+def _stored_settings(run: RunFolder) -> tuple[dict[str, Any], DataConfig, TrainingConfig]:
+    """All of config.json, and the settings in it.
 
     Raises:
         RunFolderError: the file is missing, damaged or of another version of Limelight.
     """
     stored = run.read_config()
     try:
-        return stored, TrainingConfig(**stored["training"])
+        return stored, DataConfig(**stored["data"]), TrainingConfig(**stored["training"])
     except (KeyError, TypeError, ArgumentError) as error:
         raise RunFolderError(f"{run.config} does not say how to train ({error}); {TRAIN_AGAIN}") from error
 

@@ -1,0 +1,83 @@
+"""What the documents say is run: every Python block, every example, every link and every option of a command line."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limelight.data import Pair, write_tsv
+from limelight.data.phrases import generate
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+WITH_CODE = [path for path in DOCUMENTS if "```python" in path.read_text(encoding="utf-8")]
+
+
+def test_there_is_code_to_run():
+    assert len(WITH_CODE) >= 5
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The corpus that the documents call spa.txt: just large enough for the default dev and test parts."""
+    path = tmp_path_factory.mktemp("corpus") / "spa.txt"
+    write_tsv(path, (Pair(phrase.source, phrase.target) for phrase in generate("en", "es", size=3100)))
+    return path
+
+
+@pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
+def test_python_blocks_run(document, corpus, tmp_path):
+    shutil.copy(corpus, tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    script = tmp_path / "script.py"
+    script.write_text("\n".join(blocks), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("phrases.py", ("{folder}", "1000", "1")), ("long_sequence.py", ("1500",))]
+)
+def test_examples_run(name, arguments, tmp_path):
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "examples" / name, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"phrases.py", "long_sequence.py"}
+
+
+def test_documented_options_exist():
+    from typer.main import get_command
+
+    from limelight.cli import app
+
+    known = {
+        option
+        for command in get_command(app).commands.values()  # pyright: ignore
+        for parameter in command.params
+        for option in [*parameter.opts, *parameter.secondary_opts]
+    } | {"--help", "--gold"}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name != "CONTRIBUTING.md")
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)):
+        assert option in known, option
