@@ -17,7 +17,7 @@ class Translation:
     Attributes:
         source: the sentence that was given.
         text: its translation.
-        log_prob: log p(text | source) in nats.
+        log_prob: log p(text | source) in nats; of a text that decoding wrote, among the texts without unknown tokens.
         score: what the n best are ranked by; log_prob over the length penalty.
         source_tokens: the S tokens that the model read, the end mark last.
         target_tokens: the T tokens that it produced, without the end mark.

@@ -50,7 +50,7 @@ def test_what_cannot_be_generated_is_refused(tmp_path, arguments, message):
 
 
 def test_a_folder_that_exists_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.delattr("limelight.data.phrases.generate")
+    monkeypatch.setattr("limelight.data.phrases.generate", None)
     (tmp_path / "mine.txt").touch()
     said = refused("demo", "--out", tmp_path)
     assert said == (

@@ -139,14 +139,15 @@ def test_the_seed_decides_everything(corpus, tmp_path):
     assert (tmp_path / "one/data/dev.tsv").read_text() != (tmp_path / "other/data/dev.tsv").read_text()
 
 
-def test_the_log_is_json_lines_with_what_happened(corpus, tmp_path):
-    _, progress = tiny(corpus, tmp_path / "run", updates=103, validate_every=40, average=2)
+def test_the_log_is_json_lines_with_what_happened(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_LOG_EVERY", 5)
+    _, progress = tiny(corpus, tmp_path / "run", updates=11, validate_every=4, average=2)
     records = log_of(tmp_path / "run")
     assert [(r["event"], r["update"]) for r in records] == [
-        ("dev", 40), ("train", 50), ("dev", 80), ("train", 100), ("dev", 103), ("average", 103),
+        ("dev", 4), ("train", 5), ("dev", 8), ("train", 10), ("dev", 11), ("average", 11),
     ]  # fmt: skip
     assert [r["tokens"] for r in records] == sorted(r["tokens"] for r in records)
-    assert records[-1]["of"] == [80, 103]
+    assert records[-1]["of"] == [8, 11]
     assert records[-1]["tokens"] == progress.tokens
     for record in records:
         assert {"event", "update", "epoch", "tokens", "seconds"} <= record.keys()
@@ -232,7 +233,7 @@ def test_bf16_learns_as_well(corpus, tmp_path, model):
     losses = {}
     for precision in ("fp32", "bf16"):
         _, progress = train(
-            corpus, out=tmp_path / precision, model=model, precision=precision, updates=30, rate=1e-2,
+            corpus, out=tmp_path / precision, model=model, precision=precision, updates=17, rate=1e-2,
             display=Silent(), **settings,
         )  # fmt: skip
         losses[precision] = progress.loss
@@ -300,23 +301,24 @@ def poison(monkeypatch, bad):
 
 def test_an_update_without_a_finite_gradient_is_left_out(corpus, tmp_path, monkeypatch):
     poison(monkeypatch, lambda update: update in (3, 4, 9))
-    _, progress = tiny(corpus, tmp_path / "run", updates=50)
+    _, progress = tiny(corpus, tmp_path / "run", updates=17)
     assert (progress.skipped, progress.skipped_in_a_row) == (3, 0)
     assert math.isfinite(progress.loss)
     weights, _ = read_tensors(tmp_path / "run/best.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
     step = read_tensors(tmp_path / "run/last.safetensors")[0]["optimizer/step/output.bias"]
-    assert step.item() == 47
+    assert step.item() == 14
     assert all("NaN" not in line for line in (tmp_path / "run/log.jsonl").read_text().splitlines())
 
 
 def test_training_that_learns_nothing_any_more_is_ended(corpus, tmp_path, monkeypatch):
-    poison(monkeypatch, lambda update: update > 20)
+    monkeypatch.setattr(loop, "_MOST_SKIPPED", 13)
+    poison(monkeypatch, lambda update: update > 10 or update == 5)
     heard = Heard()
     with pytest.raises(
-        TrainingDivergedError, match=r"100 updates in a row, up to update 120; start anew .* smaller --rate"
+        TrainingDivergedError, match=r"13 updates in a row, up to update 23; start anew .* smaller --rate"
     ):
-        tiny(corpus, tmp_path / "run", updates=1000, validate_every=20, display=heard)
+        tiny(corpus, tmp_path / "run", updates=1000, validate_every=10, display=heard)
     assert heard.closed == 1
     # What was best before is still there.
     weights = RunFolder(tmp_path / "run").load_model().state_dict()
