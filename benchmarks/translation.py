@@ -21,7 +21,7 @@ from limelight.training import DataConfig, output_loss
 from limelight.training.prepare import Prepared, prepare
 from limelight.translator import Translator
 
-_BATCHES = 12  # per round and side
+_BATCHES = 6  # per round and side
 
 
 def rows(data: Path | None, rounds: int) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def _decoding(name: str, config: ModelConfig, prepared: Prepared, sentences: lis
     return found
 
 
-def _learn(model: nn.Module, batches: Batches, updates: int = 150) -> None:
+def _learn(model: nn.Module, batches: Batches, updates: int = 80) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     model.train()
     for _, batch in zip(range(updates), batches.epoch(0), strict=False):

@@ -92,7 +92,7 @@ def test_a_long_target_beside_short_sources_does_not_make_a_huge_batch(monkeypat
     monkeypatch.setattr(type(model.model), "forward", measured)
     model.align([("one", "eins " * 30), *[("two", "zwei")] * 50])
     assert len(sizes) > 2
-    assert max(sizes) <= 64 + len(SENTENCES)
+    assert max(sizes) <= 64
 
 
 def test_links_join_each_target_word_to_what_it_looks_at_most(translator):

@@ -30,8 +30,8 @@ def test_a_description_makes_the_same_model_again(name):
 
 
 def test_kinds():
-    assert isinstance(build_model(Seq2SeqConfig(**V)), Seq2Seq)
-    assert isinstance(build_model(TransformerConfig(**V)), Transformer)
+    assert isinstance(build_model(Seq2SeqConfig(**V, hidden=7)), Seq2Seq)
+    assert isinstance(build_model(TransformerConfig(**V, width=12, heads=3)), Transformer)
     assert describe_model(Seq2SeqConfig(**V))["kind"] == "rnn"
     assert describe_model(TransformerConfig(**V))["kind"] == "transformer"
 
@@ -91,7 +91,8 @@ def test_what_is_tied_is_one_tensor():
 
 @pytest.mark.parametrize("kind", ["rnn", "transformer"])
 def test_padding_has_no_embedding(kind):
-    model = build_model(model_config(kind, **V, pad=3))
+    sizes = {"embedding": 5, "hidden": 7} if kind == "rnn" else {"width": 12, "heads": 3}
+    model = build_model(model_config(kind, **V, pad=3, **sizes))
     for table in (model.source_embedding, model.target_embedding):
         assert not table.weight[3].any()
         assert table.weight[2].any()

@@ -77,7 +77,7 @@ def scores(monkeypatch, found):
 )  # fmt: skip
 def test_a_small_corpus_is_learned_by_heart(tmp_path, settings):
     corpus = write_reversal(tmp_path / "c.tsv", 101, longest=4, letters="abcd")
-    how = {"tokens": "word", "warmup": 10, "dropout": 0.0, "label_smoothing": 0.0, "updates": 200, "threads": 1}
+    how = {"tokens": "word", "warmup": 10, "dropout": 0.0, "label_smoothing": 0.0, "updates": 130, "threads": 1}
     translator, progress = train(
         corpus, out=tmp_path / "run", dev_file=corpus, validate_every=500, display=Silent(), **how, **settings
     )
@@ -244,20 +244,14 @@ def test_bf16_learns_as_well(corpus, tmp_path, model):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize("attention", ["bahdanau", "dot", "general", "concat", "none"])
-def test_bf16_runs_with_every_attention(corpus, tmp_path, attention, cell):
-    fed = attention in ("dot", "general")
-    _, progress = tiny(
-        corpus,
-        tmp_path / "run",
-        attention=attention,
-        cell=cell,
-        layers=2,
-        input_feeding=fed,
-        precision="bf16",
-        updates=2,
-    )
+@pytest.mark.parametrize(
+    ("attention", "cell", "fed"),
+    [("bahdanau", "lstm", False), ("dot", "gru", True), ("general", "lstm", False), ("concat", "lstm", True),
+     ("none", "lstm", False), ("none", "gru", False)],
+)  # fmt: skip
+def test_bf16_runs_with_every_attention(corpus, tmp_path, attention, cell, fed):
+    how = {"attention": attention, "cell": cell, "input_feeding": fed, "layers": 2, "precision": "bf16", "updates": 2}
+    _, progress = tiny(corpus, tmp_path / "run", **how)
     assert progress.skipped == 0
     assert math.isfinite(progress.loss)
 

@@ -139,10 +139,12 @@ def _sorted_out(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 def _cut_log(run: RunFolder, progress: Progress) -> None:
     """Drop what was logged after the state was saved: it will be logged again."""
 
+    # The last update may be saved before it is validated, and that before the average is made.
+    averaged = progress.update if progress.finished else progress.update - 1
+    until = {"dev": progress.validated, "average": averaged}
+
     def is_past(record: dict) -> bool:
-        # The average is made after the last update: a state that is not finished has not made it.
-        made = record.get("event") != "average" or progress.finished or record["update"] < progress.update
-        return record["update"] <= progress.update and made
+        return record["update"] <= until.get(record.get("event", ""), progress.update)
 
     rewrite_lines(run.log, [record for record in read_lines(run.log) if is_past(record)])
 
