@@ -1,4 +1,4 @@
-"""The operation: `attend` and `look` against torch's fused attention and the textbook, forward and forward + backward."""
+"""The operation: `attend` and `look` against torch's fused attention and the textbook, forward and backward."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

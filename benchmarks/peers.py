@@ -84,6 +84,4 @@ class TorchBahdanau(nn.Module):
             state = self.cell(torch.cat([x, context], -1), state)
             features.append(self.readout(torch.cat([state, x, context], -1)).tanh())
         logits = self.output(self.dropout(torch.stack(features, 1)))
-        return F.cross_entropy(
-            logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=0, label_smoothing=0.1
-        )
+        return F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=0, label_smoothing=0.1)

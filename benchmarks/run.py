@@ -1,6 +1,6 @@
 """`python -m benchmarks.run`: time everything, print it, and write it to benchmarks/results/.
 
-    python -m benchmarks.run --only translation --data PATH/TO/multi30k
+python -m benchmarks.run --only translation --data PATH/TO/multi30k
 """
 
 import argparse
@@ -43,7 +43,11 @@ def main() -> None:
         if arguments.only in (None, name):
             found = measure()
             _print(console, name, found)
-            _write(arguments.out / f"{facts['date']}-{name}.json", facts | {"data": str(arguments.data and arguments.data.name)}, found)
+            _write(
+                arguments.out / f"{facts['date']}-{name}.json",
+                facts | {"data": str(arguments.data and arguments.data.name)},
+                found,
+            )
 
 
 def _print(console: Console, name: str, found: list[dict[str, Any]]) -> None:

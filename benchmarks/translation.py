@@ -1,7 +1,7 @@
 """Translation: target tokens per second in training, sentences per second in decoding, at the sizes of Multi30k tables.
 
-Transformer: 4 + 4 layers, width 128, feed-forward 256, 4 heads. RNN: bidirectional GRU 256 with Bahdanau attention. Joint
-BPE of 10,000 tokens, batches of 4,096 tokens, fp32, Adam.
+Transformer: 4 + 4 layers, width 128, feed-forward 256, 4 heads. RNN: bidirectional GRU 256 with Bahdanau attention.
+Joint BPE of 10,000 tokens, batches of 4,096 tokens, fp32, Adam.
 """
 
 import tempfile
@@ -68,9 +68,7 @@ def _prepare(data: Path | None, folder: Path) -> tuple[Prepared, list[str]]:
     return prepare(run, corpus, None, settings, 1, print), test
 
 
-def _training(
-    name: str, config: ModelConfig, peer: nn.Module, prepared: Prepared, rounds: int
-) -> list[dict[str, Any]]:
+def _training(name: str, config: ModelConfig, peer: nn.Module, prepared: Prepared, rounds: int) -> list[dict[str, Any]]:
     batches = Batches(prepared.corpus, max_tokens=4096, seed=1)
     chosen = [batch for _, batch in zip(range(_BATCHES), batches.epoch(0), strict=False)]
     tokens = sum(batch.target_tokens for batch in chosen)

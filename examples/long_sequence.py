@@ -19,12 +19,13 @@ def main(positions: int) -> None:
     query = 3 * key.roll(100, dims=2) + torch.randn_like(key)
     value = torch.randn(1, 1, positions, 64)
 
-    output, view = look(query, key, value, mask=causal(), observe=("entropy", top(1)))
+    _, view = look(query, key, value, mask=causal(), observe=("entropy", top(1)))
     print(view)
     place = torch.arange(positions)
     distance = (place - view.top(1).indices[0, 0, :, 0])[100:]
     print(f"the strongest link is 100 places back for {float((distance == 100).float().mean()):.1%} of the queries")
-    print(f"mean entropy {float(view.entropy()[..., 100:].mean()):.2f} nats; at all alike it would be about {torch.tensor(positions / 2).log():.2f}")
+    alike = torch.tensor(positions / 2).log()
+    print(f"mean entropy {float(view.entropy()[..., 100:].mean()):.2f} nats; about {alike:.2f} if all keys were alike")
     print(f"rows {positions - 3} to {positions - 1}, last 4 keys:\n{view[0, 0, -3:, -4:]}")
 
 

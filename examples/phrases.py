@@ -1,6 +1,6 @@
 """Learn to translate dates and times from English to Spanish, then look at what each word was made from.
 
-    python examples/phrases.py [folder] [size] [epochs]
+python examples/phrases.py [folder] [size] [epochs]
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Every exception Limelight raises on purpose.
 
-Each message names the argument, the rule, the value that broke it and the way out. The command line prints the message of a
-`LimelightError` alone, without a traceback, and leaves with the exception's `exit_code`.
+Each message names the argument, the rule, the value that broke it and the way out. The command line prints the
+message of a `LimelightError` alone, without a traceback, and leaves with the exception's `exit_code`.
 """
 
 

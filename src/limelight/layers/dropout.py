@@ -12,9 +12,9 @@ _LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1
 class Dropout(nn.Module):
     """In training x · m / (1 - p) with m 0 with probability p and else 1, drawn anew for each element; x in evaluation.
 
-    Srivastava et al. (2014), scaled in training as is usual. The same as `nn.Dropout`, but on the CPU one 64-bit random
-    number serves four elements, which is several times faster than a draw for each; p is rounded to a multiple of 2^-16.
-    Draws come from torch's default generator.
+    Srivastava et al. (2014), scaled in training as is usual. The same as `nn.Dropout`, but on the CPU one 64-bit
+    random number serves four elements, which is several times faster than a draw for each; p is rounded to a
+    multiple of 2^-16. Draws come from torch's default generator.
 
     Args:
         p: the share of elements dropped, in [0, 1).

@@ -138,7 +138,6 @@ def _sorted_out(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 
 def _cut_log(run: RunFolder, progress: Progress) -> None:
     """Drop what was logged after the state was saved: it will be logged again."""
-
     # The last update may be saved before it is validated, and that before the average is made.
     averaged = progress.update if progress.finished else progress.update - 1
     until = {"dev": progress.validated, "average": averaged}
