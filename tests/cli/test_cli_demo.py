@@ -4,7 +4,6 @@ import pytest
 from tests.support.command import limelight, refused
 
 
-@pytest.mark.slow
 def test_the_demo_leaves_a_run_a_report_and_a_picture(tmp_path):
     out = tmp_path / "demo"
     ran = limelight("demo", "--to", "fr", "--size", 1000, "--epochs", 2, "--out", out)

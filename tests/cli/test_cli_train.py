@@ -145,7 +145,6 @@ def test_resume_takes_the_same_command_again_but_no_other(tmp_path, toy_tsv):
     assert f"was begun with {toy_tsv}; leave the corpus out" in refused("train", other, "--resume", "--out", out)
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_ends_what_was_begun(tmp_path, toy_tsv):
     out = tmp_path / "run"
     with start("train", toy_tsv, "--out", out, *options(epochs=12)) as process:

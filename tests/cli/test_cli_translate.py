@@ -149,7 +149,6 @@ def test_a_closed_standard_input_is_told(toy_run, monkeypatch):
         list(translate._chunks(None))
 
 
-@pytest.mark.slow
 def test_a_live_writer_is_answered_at_once_and_ctrl_c_ends_it(toy_run):
     with start("translate", toy_run) as process:
         stuck = threading.Timer(60, process.kill)
@@ -165,7 +164,6 @@ def test_a_live_writer_is_answered_at_once_and_ctrl_c_ends_it(toy_run):
     assert (process.returncode, out, err) == (130, b"", b"limelight: stopped\n")
 
 
-@pytest.mark.slow
 def test_a_reader_that_goes_is_no_error_to_speak_of(toy_run, tmp_path):
     (tmp_path / "many").write_bytes(b"big red seven\n" * 20_000)
     with open(tmp_path / "many", "rb") as many, start("translate", toy_run, "--beam", 1, stdin=many) as process:
@@ -175,7 +173,6 @@ def test_a_reader_that_goes_is_no_error_to_speak_of(toy_run, tmp_path):
     assert (process.returncode, err) == (141, b"")
 
 
-@pytest.mark.slow
 def test_a_full_disk_under_the_output_is_told(toy_run):
     with open("/dev/full", "wb") as full, start("translate", toy_run, "one", stdout=full) as process:
         _, err = process.communicate(timeout=60)

@@ -218,7 +218,7 @@ def test_a_second_signal_stops_at_once(corpus, whole, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(loop.Trainer, "_validate", lambda self: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        train(corpus, out=tmp_path / "run", display=StopsAt(signal.SIGINT, 4), **SETTINGS | {"save_seconds": 1000})
+        train(corpus, out=tmp_path / "run", display=StopsAt(signal.SIGINT, 5), **SETTINGS | {"save_seconds": 1000})
     assert signal.getsignal(signal.SIGINT) is before
     assert updates_done(tmp_path / "run") == 0
     monkeypatch.undo()
@@ -237,7 +237,7 @@ def test_a_full_disk_ends_training_and_nothing_that_was_saved_is_lost(corpus, wh
     def full(descriptor):
         nonlocal count
         count += 1
-        if count > 30:
+        if count > 38:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
