@@ -14,7 +14,7 @@ SENTENCES = [(7, 5, 2), (9, 2), (8, 2), (6, 7, 2)]
 LIMITS = SearchLimits(BOS, EOS, banned=(PAD, BOS), ratio=1.0, extra=2)
 REAL = SearchLimits(1, 2, banned=(0, 1, 3), ratio=1.0, extra=3)
 ALPHAS = pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
-SEEDS = pytest.mark.parametrize("seed", range(4))
+SEEDS = pytest.mark.parametrize("seed", range(3))
 
 
 def search(table, beam, alpha, n_best=None, **more):

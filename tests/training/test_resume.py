@@ -237,7 +237,7 @@ def test_a_full_disk_ends_training_and_nothing_that_was_saved_is_lost(corpus, wh
     def full(descriptor):
         nonlocal count
         count += 1
-        if count > 38:
+        if count > 44:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
@@ -247,7 +247,8 @@ def test_a_full_disk_ends_training_and_nothing_that_was_saved_is_lost(corpus, wh
             OutputError, match=r"cannot write .*\.safetensors: No space left on device; free some space"
         ):
             train(corpus, out=out, display=Silent(), **SETTINGS)
-    assert updates_done(out) > 5
+    # Somewhere in the middle; how many files a save syncs is not this test's business.
+    assert 0 < updates_done(out) < 12
     RunFolder(out).load_model("last")
     resume(out, display=Silent())
     assert_same_end(out, whole)

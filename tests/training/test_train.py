@@ -222,8 +222,6 @@ def test_a_time_limit_ends_training_with_a_validation(corpus, tmp_path, monkeypa
     assert log_of(tmp_path / "run")[-1]["update"] == progress.update
     # What is shown as the end is what the time allows, not what was asked for.
     assert heard.reports[-1].total < 20_000
-    # The schedule has come to its end with the time.
-    assert heard.reports[-1].rate < 0.5e-3
 
 
 @pytest.mark.parametrize("model", ["rnn", "transformer"])
