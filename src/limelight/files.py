@@ -81,6 +81,12 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> int:
     return len(leftovers)
 
 
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """A checksum of a file's bytes, for telling whether it was changed."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def write_sealed_json(path: str | os.PathLike[str], payload: dict[str, Any], *, format: str) -> None:
     """Write `payload` as JSON with the name of its format and a checksum, atomically.
 

@@ -12,6 +12,7 @@ Weights are safetensors with a checksum, everything else is JSON or text; nothin
 """
 
 import contextlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,43 +68,65 @@ class RunFolder:
         """The tokenizer of "source" or "target"."""
         return self.path / f"{side}.tokenizer.json"
 
-    def create(self, *, overwrite: bool = False) -> None:
+    @property
+    def successor(self) -> "RunFolder":
+        """The folder within this one where a run that shall replace it begins; a kill may leave one behind."""
+        return RunFolder(self.path / f".successor{TEMPORARY_SUFFIX}")
+
+    def create(self, *, overwrite: bool = False) -> "RunFolder":
         """Make the folder.
 
         Args:
-            overwrite: remove what an earlier run left in it, see `clear`.
+            overwrite: begin a run that replaces the one that the folder holds.
+
+        Returns:
+            Where the new run begins: this folder; or its `successor`, if there is a run to be replaced, which stays as
+            it is until `succeed` is called.
 
         Raises:
-            OutputError: it holds something already, or cannot be made.
+            OutputError: the folder holds something already that is not to be replaced or is no run, or cannot be made.
         """
-        if overwrite:
-            self.clear()
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        occupied = self.path.is_dir() and any(self.path.iterdir())
+        if occupied and not overwrite:
             ways = " go on with it (--resume)," if self.last.exists() else ""
             ways += " replace it (--overwrite) or" if self._foreign() is None else ""
             raise OutputError(f"out: {self.path} exists and is not empty;{ways} choose another folder")
-        try:
-            for folder in (self.path, self.snapshots, self.data):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"out: cannot make {self.path}: {error.strerror}; choose another folder") from error
+        new = self
+        if occupied:
+            new = self.successor
+            new.discard()
+            foreign = self._foreign()
+            if foreign is not None:
+                raise OutputError(
+                    f"out: {self.path} is not the folder of a run, it holds {foreign}; only a run can be replaced "
+                    "(--overwrite), choose another folder"
+                )
+        new._make_folders()
+        return new
 
-    def clear(self) -> None:
-        """Remove what an earlier run left in the folder; files that no run writes stay where they are.
+    def succeed(self, new: "RunFolder") -> "RunFolder":
+        """Put the run in `new`, which `create` made, in the place of the one here; returns this folder.
 
         Raises:
-            OutputError: the folder is not that of a run, or something in it cannot be removed.
+            OutputError: something in the folder cannot be replaced.
         """
-        foreign = self._foreign()
-        if foreign is not None:
-            raise OutputError(
-                f"out: {self.path} is not the folder of a run, it holds {foreign}; only a run can be replaced "
-                "(--overwrite), choose another folder"
-            )
+        if new == self:
+            return self
         self.discard()
+        self._make_folders()
+        try:
+            # A folder without config.json, which comes last, is no run yet.
+            for file in reversed(new.written()):
+                place = self.path / file.relative_to(new.path)
+                place.parent.mkdir(exist_ok=True)
+                shutil.move(file, place)
+        except OSError as error:
+            raise OutputError(f"out: cannot write {self.path}: {error.strerror}; choose another folder") from error
+        new.discard()
+        return self
 
     def discard(self) -> None:
-        """Remove all files that a run writes, and the folders that are then empty.
+        """Remove all files that a run writes, and the folders that are then empty; other files stay where they are.
 
         Raises:
             OutputError: something cannot be removed.
@@ -134,6 +157,13 @@ class RunFolder:
             *(path for path in self.snapshots.glob("*.safetensors") if path.stem.isdigit()),
         ]
         return [path for path in files if path.is_file()]
+
+    def _make_folders(self) -> None:
+        try:
+            for folder in (self.path, self.snapshots, self.data):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"out: cannot make {self.path}: {error.strerror}; choose another folder") from error
 
     def _foreign(self) -> Path | None:
         """Where the folder is not that of a run: a file in it that no run writes, if there is one."""

@@ -140,7 +140,9 @@ def test_resume_takes_the_same_command_again_but_no_other(tmp_path, toy_tsv):
     assert json.loads((out / "config.json").read_text())["training"]["updates"] == 5
     base = ("train", "--resume", "--out", out)
     assert "--hidden: cannot change when a run is resumed" in refused(*base, "--hidden", 37)
-    assert "is of kind 'rnn', got 'transformer'" in refused(*base, "--model", "transformer")
+    said = refused(*base, "--model", "transformer")
+    assert "--model: cannot change when a run is resumed" in said
+    assert "it is 'rnn', got 'transformer'" in said
     other = write_toy(tmp_path / "other.tsv")
     assert f"was begun with {toy_tsv}; leave the corpus out" in refused("train", other, "--resume", "--out", out)
 

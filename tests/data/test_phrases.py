@@ -407,6 +407,8 @@ def test_same_locale_on_both_sides_is_refused():
 def test_size_is_checked():
     with pytest.raises(ArgumentError, match="size: must be 1 or more, got 0"):
         generate(size=0)
+    with pytest.raises(ArgumentError, match="size: must be at most 1000000, got 1000001; the default is 20000"):
+        generate(size=1_000_001)
 
 
 def test_too_large_a_size_says_how_many_there_are(monkeypatch):

@@ -3,8 +3,10 @@ from dataclasses import asdict
 
 import pytest
 
+from limelight.cli import options
 from limelight.errors import ArgumentError
 from limelight.training import DataConfig, TrainingConfig, sort_settings
+from limelight.training.config import MOST_THREADS
 
 NAN, INF = float("nan"), float("inf")
 
@@ -61,6 +63,7 @@ def test_mistakes_in_data_settings(fields, message):
         ({"seed": 1.0}, "seed: must be a whole number, got 1.0"),
         ({"save_seconds": -1}, "save_seconds: must be at least 0, got -1"),
         ({"threads": 0}, "threads: must be at least 1, got 0"),
+        ({"threads": 1025}, "threads: must be at most 1024, got 1025"),
     ],
 )
 def test_mistakes_in_training_settings(fields, message):
@@ -71,6 +74,11 @@ def test_mistakes_in_training_settings(fields, message):
 def test_the_least_that_is_allowed():
     TrainingConfig(epochs=1, updates=1, minutes=1e-3, batch_tokens=16, rate=1e-9, warmup=0, clip=0, seed=0, threads=1)
     DataConfig(vocabulary=16, dev=1, test=0, max_words=1, max_tokens=4, loose_ends=1)
+
+
+def test_the_most_threads():
+    TrainingConfig(threads=MOST_THREADS)
+    assert options.MOST_THREADS == MOST_THREADS
 
 
 def test_settings_survive_a_json_file():

@@ -327,12 +327,35 @@ def test_what_may_change_and_what_may_not(stopped):
         resume(stopped, display=Silent(), rate=1e-4)
     with pytest.raises(ArgumentError, match="epochs: must be at least 1, got 0"):
         resume(stopped, display=Silent(), epochs=0)
+    for mistake in ({"model": "transformer"}, {"hidden": 17}, {"betas": (0.9, 0.99)}, {"dev": 8}, {"epoch": 3}):
+        (name,) = mistake
+        with pytest.raises(ArgumentError, match=f"{name}: cannot change when a run is resumed"):
+            resume(stopped, display=Silent(), **SETTINGS | mistake)
     before = (stopped / "config.json").read_bytes()
     resume(stopped, display=Silent())
     assert (stopped / "config.json").read_bytes() == before
     _, progress = resume(stopped, display=Silent(), updates=14)
     assert (progress.update, progress.finished) == (14, True)
     assert RunFolder(stopped).read_config()["training"]["updates"] == 14
+
+
+def test_settings_that_stay_as_they_were_may_be_repeated(stopped, whole):
+    before = (stopped / "config.json").read_bytes()
+    _, progress = resume(stopped, display=Silent(), model="rnn", betas=(0.9, 0.98), lowercase=False, **SETTINGS)
+    assert progress.finished
+    assert (stopped / "config.json").read_bytes() == before
+    assert_same_end(stopped, whole)
+
+
+def test_a_dev_part_that_was_changed_is_told(stopped):
+    dev = stopped / "data/dev.tsv"
+    dev.write_bytes(dev.read_bytes().replace(b"a", b"b"))
+    with pytest.raises(RunFolderError, match=r"dev\.tsv was changed after it was written \(the checksum differs\)"):
+        resume(stopped, display=Silent())
+    # A run begun before checksums of it were kept can still be resumed.
+    run = RunFolder(stopped)
+    run.write_config({name: value for name, value in run.read_config().items() if name != "dev_checksum"})
+    resume(stopped, display=Silent(), updates=11)
 
 
 def test_a_finished_run_is_finished_and_can_be_made_longer(stopped):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from limelight.data import Corpus
 
 MOST_THREADS = 1024
-"""More crash the OpenMP library instead of raising."""
+"""As `training.config.MOST_THREADS`, which cannot be had here without importing torch; a test holds them together."""
 
 Run = Annotated[
     Path, typer.Argument(help="The folder that [bold]limelight train --out[/bold] wrote.", show_default=False)

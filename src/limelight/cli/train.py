@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _DATA, _SIZES, _HOW = "Text", "Model", "Training"
 
 # Importing the settings' own classes would import torch, for `--help` too; a test holds these texts against them.
-_NOT_SETTINGS = ("context", "corpus", "source", "target", "out", "overwrite", "resume", "dev_file", "model")
+_NOT_SETTINGS = ("context", "corpus", "source", "target", "out", "overwrite", "resume", "dev_file")
 
 
 def _option(panel: str, text: str, default: str | None = None, flag: str | None = None, **limits: float) -> Any:
@@ -115,17 +115,11 @@ def train(
         raise ArgumentError("resume: does not go with --overwrite; choose one")
     with _told_how_to_go_on(out, resume):
         if resume:
-            _, progress = training.resume(out, **_changed(out, given, model, settings))
+            _check_corpus(out, given)
+            _, progress = training.resume(out, **settings)
         else:
             pairs = given or pairs_from(corpus, source, target)
-            _, progress = training.train(
-                pairs,
-                out=out,
-                dev_file=dev_file,
-                model=model or "rnn",
-                overwrite=overwrite,
-                **settings,
-            )
+            _, progress = training.train(pairs, out=out, dev_file=dev_file, overwrite=overwrite, **settings)
     if not progress.finished:
         say(f"stopped at update {progress.update}, saved; go on with: {_resume(out)}")
         raise typer.Exit(130)
@@ -157,26 +151,18 @@ def _told_how_to_go_on(out: Path, resuming: bool) -> Iterator[None]:
         raise
 
 
-def _changed(out: Path, given: "Corpus | None", model: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a resumed run has otherwise: the command that began it may be repeated with --resume."""
+def _check_corpus(out: Path, given: "Corpus | None") -> None:
+    """The command that began a run may be repeated with --resume, but not with another corpus."""
     from limelight.errors import ArgumentError
     from limelight.run_folder import RunFolder
-    from limelight.training.run import CHANGEABLE
 
-    stored = RunFolder(out).read_config()
-    had = [Path(path).resolve() for path in stored.get("corpus", [])]
-    if given is not None and [path.resolve() for path in given.paths] != had:
+    if given is None:
+        return
+    had = [Path(path).resolve() for path in RunFolder(out).read_config().get("corpus", [])]
+    if [path.resolve() for path in given.paths] != had:
         raise ArgumentError(
             f"corpus: the run in {out} was begun with {' and '.join(map(str, had))}; leave the corpus out"
         )
-    known = {**stored.get("data", {}), **stored.get("training", {}), **stored.get("model", {})}
-    if model is not None and model != known.get("kind"):
-        raise ArgumentError(f"model: the run in {out} is of kind {known.get('kind')!r}, got {model!r}; leave it out")
-    return {
-        name: value
-        for name, value in settings.items()
-        if name in CHANGEABLE or name not in known or known[name] != value
-    }
 
 
 def _written(path: Path) -> int:

@@ -7,6 +7,9 @@ from typing import Literal
 from limelight.errors import ArgumentError
 from limelight.training.schedules import SCHEDULES, Schedule
 
+MOST_THREADS = 1024
+"""More crash the OpenMP library instead of raising."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -72,7 +75,7 @@ class TrainingConfig:
         seed: fixes the split, the vocabulary, the weights, the batches and dropout.
         save_seconds: the longest time between two saves of the whole state.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        threads: of torch; None leaves torch's choice.
+        threads: of torch, up to 1024; None leaves torch's choice.
 
     Raises:
         ArgumentError: a value breaks a rule.
@@ -112,6 +115,8 @@ class TrainingConfig:
         for name in ("updates", "validate_every", "threads"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1)
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ArgumentError(f"threads: must be at most {MOST_THREADS}, got {self.threads}")
         for name in ("clip", "weight_decay", "save_seconds"):
             _number(name, getattr(self, name))
         _number("rate", self.rate, above=True)

@@ -17,6 +17,7 @@ from limelight.data import (
 )
 from limelight.data.split import write_tsv
 from limelight.errors import DataError, RunFolderError
+from limelight.files import file_checksum
 from limelight.run_folder import RunFolder
 from limelight.training.config import DataConfig
 from limelight.weights import TRAIN_AGAIN
@@ -62,8 +63,13 @@ def prepare(run: RunFolder, corpus: Corpus, dev: Corpus | None, config: DataConf
     return Prepared(encoded, read_dev(run), source_tokenizer, target_tokenizer)
 
 
-def reopen(run: RunFolder, config: DataConfig) -> Prepared:
+def reopen(run: RunFolder, config: DataConfig, dev_checksum: str | None = None) -> Prepared:
     """What `prepare` left in the folder. Without the encoded training part, data/train, it is made anew.
+
+    Args:
+        run: the folder.
+        config: as it was for `prepare`.
+        dev_checksum: of dev.tsv as `prepare` left it; not checked where it is not known.
 
     Raises:
         RunFolderError: a file is missing or damaged.
@@ -76,11 +82,11 @@ def reopen(run: RunFolder, config: DataConfig) -> Prepared:
         )
     except DataError as error:
         raise RunFolderError(f"{error}; {TRAIN_AGAIN}") from error
-    return Prepared(encoded, read_dev(run), *tokenizers)
+    return Prepared(encoded, read_dev(run, dev_checksum), *tokenizers)
 
 
-def read_dev(run: RunFolder) -> list[tuple[str, str]]:
-    """The dev part's pairs.
+def read_dev(run: RunFolder, checksum: str | None = None) -> list[tuple[str, str]]:
+    """The dev part's pairs; `checksum` is what the file must have.
 
     Raises:
         RunFolderError: the file is missing or damaged.
@@ -90,6 +96,8 @@ def read_dev(run: RunFolder) -> list[tuple[str, str]]:
         pairs = [(pair.source, pair.target) for pair in kept.pairs(report)]
     except DataError as error:
         raise RunFolderError(f"{error}; {TRAIN_AGAIN}") from error
+    if checksum is not None and file_checksum(run.data / "dev.tsv") != checksum:
+        raise RunFolderError(f"{kept} was changed after it was written (the checksum differs); {TRAIN_AGAIN}")
     if report.skipped:
         raise RunFolderError(f"{kept} was changed after it was written: {report.summary()}; {TRAIN_AGAIN}")
     return pairs

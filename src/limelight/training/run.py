@@ -1,10 +1,8 @@
 """`train`: one call from parallel text to a translator. The command line's `train` is this function."""
 
 import contextlib
-import difflib
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,34 +13,16 @@ from limelight.allocator import keep_freed_memory
 from limelight.data import Batches, Corpus
 from limelight.devices import find_device
 from limelight.errors import ArgumentError, OutputError, RunFolderError
-from limelight.files import remove_leftovers
-from limelight.models import (
-    Seq2SeqConfig,
-    TransformerConfig,
-    TranslationModel,
-    build_model,
-    describe_model,
-    model_config,
-)
+from limelight.files import file_checksum, remove_leftovers
+from limelight.models import TranslationModel, build_model, describe_model, model_config
 from limelight.run_folder import RunFolder
 from limelight.training.config import DataConfig, TrainingConfig
 from limelight.training.loop import Progress, Trainer
 from limelight.training.prepare import Prepared, prepare, reopen
 from limelight.training.progress import Display, default_display
+from limelight.training.settings import changes, sort_settings
 from limelight.translator import Translator
 from limelight.weights import TRAIN_AGAIN, fill_model, read_tensors
-
-CHANGEABLE = ("epochs", "updates", "minutes", "patience", "save_seconds", "device", "threads")
-"""What may be set anew when a run is resumed."""
-
-_MODEL_FIELDS = {"rnn": Seq2SeqConfig, "transformer": TransformerConfig}
-_DERIVED = ("source_vocabulary", "target_vocabulary", "pad")  # known only once the vocabularies are
-
-# What suits a kind of model where the user says nothing.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "rnn": {"rate": 1e-3, "warmup": 200},
-    "transformer": {"rate": 1e-3, "warmup": 1000},
-}
 
 
 def train(
@@ -64,7 +44,7 @@ def train(
         target: the file of target sentences, line by line with `corpus`.
         dev_file: a TSV to validate on; by default parts of the corpus are held out, see `DataConfig`.
         model: "rnn" or "transformer".
-        overwrite: replace what an earlier run left in `out`.
+        overwrite: replace what an earlier run left in `out`, once all is ready for the first update.
         display: shows the progress; by default a bar in a terminal, lines elsewhere.
         **settings: any field of `DataConfig`, `TrainingConfig`, and `Seq2SeqConfig` or `TransformerConfig`, by its
             name: `attention="bahdanau"`, `epochs=5`, `lowercase=True`, `hidden=512`.
@@ -89,10 +69,11 @@ def train(
     dev_text = None if dev_file is None else _as_corpus(dev_file, None, most_words)
     run, display = RunFolder(Path(out)), display or default_display()
     _check_readable(run, text, dev_text)
-    run.create(overwrite=overwrite)
+    place = run.create(overwrite=overwrite)
     try:
         _use_threads(training)
-        trainer = _begin(run, text, dev_text, model, data, training, sizes, display)
+        trainer = _begin(place, text, dev_text, model, data, training, sizes, display)
+        trainer.run = run.succeed(place)
         display.say(_introduce(trainer))
         progress = trainer.train()
     finally:
@@ -106,7 +87,8 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
     Args:
         out: the run folder.
         display: as for `train`.
-        **settings: what to change, of `CHANGEABLE`. A longer run (`epochs`, `updates`) changes the schedule's end.
+        **settings: what to change, of `settings.CHANGEABLE`; any other setting of `train` only as it was. A longer run
+            (`epochs`, `updates`) changes the schedule's end.
 
     Returns:
         as `train`.
@@ -118,15 +100,10 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
     keep_freed_memory()
     run, display = RunFolder(Path(out)), display or default_display()
     stored, data, training = _stored_settings(run)
-    fixed = sorted(settings.keys() - set(CHANGEABLE))
-    if fixed:
-        raise ArgumentError(
-            f"{fixed[0]}: cannot change when a run is resumed, only {', '.join(CHANGEABLE)} can; leave it out, or "
-            "start anew"
-        )
-    changed = replace(training, **settings)
+    changed = replace(training, **changes(stored, settings))
     if not run.last.exists():
         raise RunFolderError(f"{run.last} is missing, so there is no state to resume from; start anew with --overwrite")
+    run.successor.discard()
     for folder in (run.path, run.snapshots, run.data, run.data / "train"):
         remove_leftovers(folder)
     try:
@@ -137,7 +114,7 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
                 "the weights will differ in their last bits"
             )
         net = run.build_model().to(find_device(changed.device))
-        trainer = _trainer(net, reopen(run, data), run, changed, display)
+        trainer = _trainer(net, reopen(run, data, stored.get("dev_checksum")), run, changed, display)
         trainer.resume()
         if changed != training:
             run.write_config(stored | {"training": asdict(changed)})
@@ -146,34 +123,6 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
     finally:
         display.close()
     return _with_best_weights(trainer), progress
-
-
-def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, TrainingConfig, dict[str, Any]]:
-    """Which setting belongs to the data, which to training, which to the model; checked.
-
-    Raises:
-        ArgumentError: a name that none has (with near misses), or a value out of range.
-    """
-    if model not in _MODEL_FIELDS:
-        raise ArgumentError(f"model: must be one of {', '.join(_MODEL_FIELDS)}, got {model!r}")
-    known = {kind: {f.name for f in fields(kind)} for kind in (DataConfig, TrainingConfig, _MODEL_FIELDS[model])}
-    sorted_out: dict[type, dict[str, Any]] = {kind: {} for kind in known}
-    for name, value in (_DEFAULTS[model] | dict(settings)).items():
-        kind = next((kind for kind, names in known.items() if name in names and name not in _DERIVED), None)
-        if kind is None:
-            every = [n for names in known.values() for n in names if n not in _DERIVED]
-            near = difflib.get_close_matches(name, every, 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(every))}"
-            article = "an" if model == "rnn" else "a"
-            raise ArgumentError(f"{name}: is no setting of {article} {model} model or its training{hint}")
-        sorted_out[kind][name] = value
-    data, training = DataConfig(**sorted_out[DataConfig]), TrainingConfig(**sorted_out[TrainingConfig])
-    sizes = sorted_out[_MODEL_FIELDS[model]]
-    if sizes.get("shared_embeddings") and not data.joint:
-        raise ArgumentError("shared_embeddings: needs one vocabulary for both sides; set joint too (--joint)")
-    # The model's own rules speak now, not after the corpus has been read; any size of vocabulary will do.
-    model_config(model, source_vocabulary=data.vocabulary, target_vocabulary=data.vocabulary, **sizes)
-    return data, training, sizes
 
 
 def versions() -> dict[str, str]:
@@ -221,6 +170,7 @@ def _begin(
                 "model": describe_model(config),
                 "data": asdict(data),
                 "training": asdict(training),
+                "dev_checksum": file_checksum(run.data / "dev.tsv"),
                 "corpus": [str(path) for path in corpus.paths],
                 "threads": torch.get_num_threads(),
                 "versions": versions(),

@@ -14,6 +14,9 @@ from limelight.data.phrases.units import UNITS
 from limelight.data.phrases.words import Word, join
 from limelight.errors import ArgumentError
 
+# More would be little else than dates with times, and take gigabytes and many minutes.
+MOST = 1_000_000
+
 # So many values in a row that give no new pair mean that a kind has no more.
 _PATIENCE = 400
 
@@ -104,14 +107,15 @@ def generate(source: str = "en", target: str = "de", *, size: int = 20_000, seed
     Args:
         source: locale of the source side, as in `available_locales()`; `pt-BR` and `pt_BR` are the same.
         target: locale of the target side, another one.
-        size: how many pairs, 1 or more.
+        size: how many pairs, 1 to 1,000,000.
         seed: the same seed gives the same pairs in the same order (with the same version of `babel`).
 
     Returns:
         `size` phrases, kinds mixed.
 
     Raises:
-        ArgumentError: a locale is unknown or both are the same; `size` is below 1 or more than these locales have.
+        ArgumentError: a locale is unknown or both are the same; `size` is below 1, above 1,000,000 or more than these
+        locales have.
 
     Example:
         `generate("en", "de", size=3)[0].source` is a text such as "Tuesday , March 4 , 2025".
@@ -119,6 +123,8 @@ def generate(source: str = "en", target: str = "de", *, size: int = 20_000, seed
     left, right = parse_pair(source, target)
     if size < 1:
         raise ArgumentError(f"size: must be 1 or more, got {size}; the default is 20000")
+    if size > MOST:
+        raise ArgumentError(f"size: must be at most {MOST}, got {size}; the default is 20000")
     corpus = _Corpus(_Pair(LocaleText(left), LocaleText(right)), size, seed)
     corpus.fill()
     while corpus.drop_rare_words(min(_SEEN_OFTEN, size // _SIZE_PER_SIGHT)):

@@ -1,0 +1,69 @@
+"""The settings of `train` and `resume`, which come by name: whose each is, and which may change."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from limelight.errors import ArgumentError
+from limelight.models import Seq2SeqConfig, TransformerConfig, model_config
+from limelight.training.config import DataConfig, TrainingConfig
+
+CHANGEABLE = ("epochs", "updates", "minutes", "patience", "save_seconds", "device", "threads")
+"""What may be set anew when a run is resumed."""
+
+_MODEL_FIELDS = {"rnn": Seq2SeqConfig, "transformer": TransformerConfig}
+_DERIVED = ("source_vocabulary", "target_vocabulary", "pad")  # known only once the vocabularies are
+
+# What suits a kind of model where the user says nothing.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "rnn": {"rate": 1e-3, "warmup": 200},
+    "transformer": {"rate": 1e-3, "warmup": 1000},
+}
+
+
+def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, TrainingConfig, dict[str, Any]]:
+    """Which setting belongs to the data, which to training, which to the model; checked.
+
+    Raises:
+        ArgumentError: a name that none has (with near misses), or a value out of range.
+    """
+    if model not in _MODEL_FIELDS:
+        raise ArgumentError(f"model: must be one of {', '.join(_MODEL_FIELDS)}, got {model!r}")
+    known = {kind: {f.name for f in fields(kind)} for kind in (DataConfig, TrainingConfig, _MODEL_FIELDS[model])}
+    sorted_out: dict[type, dict[str, Any]] = {kind: {} for kind in known}
+    for name, value in (_DEFAULTS[model] | dict(settings)).items():
+        kind = next((kind for kind, names in known.items() if name in names and name not in _DERIVED), None)
+        if kind is None:
+            every = [n for names in known.values() for n in names if n not in _DERIVED]
+            near = difflib.get_close_matches(name, every, 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(every))}"
+            article = "an" if model == "rnn" else "a"
+            raise ArgumentError(f"{name}: is no setting of {article} {model} model or its training{hint}")
+        sorted_out[kind][name] = value
+    data, training = DataConfig(**sorted_out[DataConfig]), TrainingConfig(**sorted_out[TrainingConfig])
+    sizes = sorted_out[_MODEL_FIELDS[model]]
+    if sizes.get("shared_embeddings") and not data.joint:
+        raise ArgumentError("shared_embeddings: needs one vocabulary for both sides; set joint too (--joint)")
+    # The model's own rules speak now, not after the corpus has been read; any size of vocabulary will do.
+    model_config(model, source_vocabulary=data.vocabulary, target_vocabulary=data.vocabulary, **sizes)
+    return data, training, sizes
+
+
+def changes(stored: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of `settings` that may change when a run is resumed; all others must be as they are stored.
+
+    Raises:
+        ArgumentError: one is not.
+    """
+    model = dict(stored.get("model", {}))
+    known = {"model": model.pop("kind", None)} | model | stored["data"] | stored["training"]
+    for name in sorted(settings.keys() - set(CHANGEABLE)):
+        value = list(settings[name]) if isinstance(settings[name], tuple) else settings[name]  # as JSON has it
+        if name not in known or known[name] != value:
+            was = f"it is {known[name]!r}, got {value!r}; " if name in known else ""
+            raise ArgumentError(
+                f"{name}: cannot change when a run is resumed, only {', '.join(CHANGEABLE)} can; {was}leave it out, "
+                "or start anew"
+            )
+    return {name: value for name, value in settings.items() if name in CHANGEABLE}
