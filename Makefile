@@ -4,23 +4,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format bench clean
+NATIVE_SOURCES := CMakeLists.txt $(wildcard csrc/*)
+SANITIZED := build/sanitize
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+
+.PHONY: help setup demo test check format bench sanitize clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train on the embedded phrases, translate, show the attention (runs/demo/)"
 	@echo "make test     the test suite"
 	@echo "make check    lint, format check and types"
+	@echo "make sanitize the tests of the native kernels with AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench    timings: the operation, training and decoding"
 	@echo "make format   rewrite the sources in the house format"
-	@echo "make clean    remove .venv and caches; runs/ stays"
+	@echo "make clean    remove .venv, build/ and caches; runs/ stays"
 
-$(STAMP): pyproject.toml constraints.txt
-	@echo "Setting up $(VENV) (once; a few minutes)"
+# The build tools are installed first, pinned, and used as they are; build/ is kept, so a change compiles only what it
+# touches. Where the extension cannot be built, its error is shown and the package is installed without it.
+$(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
+	@echo "Setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit("limelight needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; call make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --constraint constraints.txt torch scikit-build-core nanobind cmake ninja
+	LIMELIGHT_REQUIRE_NATIVE=1 $(INSTALL) || { echo "*** The native extension was not built, see above: installing without it"; $(INSTALL); }
 	@touch $(STAMP)
 
 setup: $(STAMP)
@@ -37,6 +45,19 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Python itself is not built with the sanitizers, so they are loaded before it, and with them the C++ library whose
+# exceptions they watch. Python's own allocations at exit are no leaks. What the sanitizers say must not be captured: the
+# process ends with it.
+runtime = $(shell $(CXX) -print-file-name=$(1))
+sanitize: $(STAMP)
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja --log-level=WARNING -DLIMELIGHT_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+		-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	$(BIN)/cmake --build $(SANITIZED)
+	LIMELIGHT_NATIVE=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
+		$(BIN)/python -m pytest --capture=sys $(wildcard tests/backends/test_native*.py) $(PYTEST_ARGS)
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -45,4 +66,4 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -16,7 +16,7 @@ from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.block import fold_lead
 from limelight.scores import Score, dot
-from limelight.view import AttentionView, Observation, check_observations
+from limelight.view import AttentionView, Observation, check_observations, gather_of
 
 _DEFAULT_SCORE = dot()
 
@@ -88,10 +88,11 @@ def look(
     """
     observe = check_observations(observe)
     call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=True)
+    call.gather = gather_of(observe, key.shape[-2])
     result = choose(call, backend).run(call)
     assert result.lse is not None
     view = AttentionView(call, result.lse, result.weights)
-    view.gather(observe)
+    view.gather(observe, result.gathered)
     return result.output.reshape(query.shape[:-1] + result.output.shape[-1:]), view
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limelight.backends import lookup
-from limelight.backends.protocol import Call
+from limelight.backends.protocol import Call, Gather, Gathered
 from limelight.contract import require_count
 from limelight.errors import ArgumentError, DenseSizeError
 from limelight.indexing import Axis, folded, parse
@@ -58,6 +58,13 @@ def check_observations(observe: Sequence[str | Observation]) -> tuple[Observatio
         else:
             raise ArgumentError(f"observe: known are 'received', 'entropy' and top(k), limelight.top; not {one!r}.")
     return tuple(wanted)
+
+
+def gather_of(observe: Sequence[Observation], keys: int) -> Gather:
+    """The observations as a backend takes them, for S keys."""
+    names = {one.name for one in observe}
+    most = max((one.k for one in observe), default=0)
+    return Gather("received" in names, "entropy" in names, min(most, keys))
 
 
 class AttentionView:
@@ -171,13 +178,26 @@ class AttentionView:
         view._gathered = self._gathered
         return view
 
-    def gather(self, observe: Sequence[Observation]) -> None:
-        """Compute what is asked for and keep the answers, so that the methods of that name give them at once."""
+    def gather(self, observe: Sequence[Observation], seen: Gathered | None = None) -> None:
+        """Keep the answers to what is asked for, so that the methods of that name give them at once.
+
+        What the backend did not see on the way is computed.
+        """
+        if seen is not None:
+            self._keep(seen)
         for one in observe:
             answer = (
                 self.top(one.k) if one.name == "top" else self.entropy() if one.name == "entropy" else self.received()
             )
             self._gathered[one.name] = answer
+
+    def _keep(self, seen: Gathered) -> None:
+        """Answers that are there, [N, ...]."""
+        for name, tensor in (("received", seen.received), ("entropy", seen.entropy)):
+            if tensor is not None:
+                self._gathered[name] = self._open(tensor)
+        if seen.top is not None:
+            self._gathered["top"] = Links(*(self._open(one) for one in seen.top))
 
     def _block(self, axes: tuple[Axis, ...], counts: tuple[int, ...]) -> Tensor:
         """Weights [n, h, t, s] of the positions wanted along each axis."""

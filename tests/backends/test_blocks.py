@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +15,7 @@ import limelight
 from limelight.backends import tiling
 from limelight.backends.tiling import block_sizes, pieces
 from limelight.masks import Block
+from limelight.masks.window import Window
 
 LONG = Sizes(lead=(1,), H=2, G=1, T=131, S=137, D=3, E=5)
 BUDGET = 1 << 12
@@ -69,6 +72,30 @@ def test_blocks_that_the_mask_rules_out_are_not_computed():
         asked.clear()
         limelight.attend(query, key, value, score=limelight.tile_score(spy, pair_cost=1))
         assert len(asked) == 36
+
+
+@dataclass(frozen=True)
+class Counting(Window):
+    """A window that counts how often it is asked about a block."""
+
+    asked: list[Block] = field(default_factory=list)
+
+    def rules_out(self, block):
+        self.asked.append(block)
+        return super().rules_out(block)
+
+
+def test_a_narrow_window_is_asked_only_about_blocks_near_the_diagonal():
+    # 100 pieces of rows and 100 of columns; a window of five keys begins in the block before at the earliest.
+    leaves = tensors(Sizes(lead=(1,), H=1, G=1, T=1_000, S=1_000))
+    mask = Counting(4, 0)
+    with blocks_of(100):
+        output = limelight.attend(*leaves, mask=mask & limelight.causal(), backend="streaming")
+        assert len(mask.asked) == 199
+        torch.autograd.grad(output.sum(), leaves)
+    assert len(mask.asked) == 2 * 199
+    expected = limelight.attend(*leaves, mask=limelight.window(4, 0), backend="reference")
+    torch.testing.assert_close(output, expected)
 
 
 @given(

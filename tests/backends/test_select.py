@@ -10,6 +10,7 @@ from tests.support.oracle import answer
 from tests.support.tolerance import assert_near
 
 import limelight
+from limelight.backends import extension
 from limelight.errors import ArgumentError, BackendError
 
 SIZES = Sizes(T=7, S=7, D=11, E=11)
@@ -82,7 +83,17 @@ def test_torch_stays_linear_in_memory(mask):
     assert largest.numel < 521 * 521
 
 
-def test_auto_takes_torch_for_long_plain_calls_and_streaming_for_the_rest():
+@pytest.mark.skipif(extension.refusal() is not None, reason=f"{extension.refusal()}")
+def test_auto_takes_native_on_the_cpu_wherever_it_can_run():
+    query = torch.zeros(1, 1, 13, 8)
+    assert limelight.explain(query, query, query).chosen == "native"
+    assert limelight.explain(query, query, query, score=limelight.additive(torch.zeros(8))).chosen == "native"
+    assert limelight.explain(query, query, query, mask=~limelight.causal()).chosen == "streaming"
+    assert limelight.explain(query.double(), query.double(), query.double()).chosen == "streaming"
+
+
+def test_without_native_auto_takes_torch_for_long_plain_calls_and_streaming_for_the_rest(monkeypatch):
+    monkeypatch.setattr(extension, "refusal", lambda: "not built")
     short, long = torch.zeros(1, 1, 13, 8), torch.zeros(1, 1, 256, 8)
     assert limelight.explain(short, short, short).chosen == "streaming"
     assert limelight.explain(long, long, long).chosen == "torch"
@@ -90,10 +101,12 @@ def test_auto_takes_torch_for_long_plain_calls_and_streaming_for_the_rest():
     assert limelight.explain(long, long, long, backend="reference").chosen == "reference"
 
 
-def test_an_explanation_lists_every_backend():
+def test_an_explanation_lists_every_backend(monkeypatch):
+    monkeypatch.setattr(extension, "refusal", lambda: "not built")
     query = torch.zeros(1, 1, 13, 8)
     text = str(limelight.explain(query, query, query, dropout=0.5))
     assert text.splitlines()[0] == "backend: streaming"
+    assert "native     cannot: not built" in text
     assert "torch      cannot: its dropout is not the counter-based one" in text
     assert "streaming  chosen" in text
     assert "reference  can run" in text
@@ -101,5 +114,7 @@ def test_an_explanation_lists_every_backend():
 
 def test_an_unknown_backend_names_the_known_ones():
     query = torch.zeros(1, 1, 13, 8)
-    with pytest.raises(ArgumentError, match=r"one of 'auto', 'torch', 'streaming', 'reference'; it is 'cuda'"):
+    with pytest.raises(
+        ArgumentError, match=r"one of 'auto', 'native', 'torch', 'streaming', 'reference'; it is 'cuda'"
+    ):
         limelight.attend(query, query, query, backend="cuda")

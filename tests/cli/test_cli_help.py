@@ -11,7 +11,7 @@ from tests.support.command import limelight
 from limelight import __version__
 from limelight.cli import train as train_module
 from limelight.models import Seq2SeqConfig, TransformerConfig
-from limelight.training.run import sort_settings
+from limelight.training import sort_settings
 
 COMMANDS = ("train", "translate", "evaluate", "align", "demo", "info")
 # What the command line leaves to the Python API, and what only the vocabularies decide.

@@ -91,6 +91,9 @@ def test_every_block_of_every_mask_is_exact_and_its_short_answers_are_true(data)
             assert not expected.any()
         if case.mask.allows_all(block):
             assert expected.all()
+        first, last = case.mask.reach(block)
+        inside = (places[3] >= first) & (places[3] <= last)
+        assert not expected[..., ~inside].any()
         if case.mask.per_key():
             assert torch.equal(expected, expected[:, :, :1].expand_as(expected))
 
@@ -114,6 +117,20 @@ def test_the_short_answers_are_given_where_they_matter():
     assert lengths.allows_all(middle._replace(columns=slice(0, 2)))
     assert (causal & lengths).rules_out(middle)
     assert (causal | lengths).rules_out(middle._replace(rows=slice(0, 3)))
+
+
+def test_what_a_run_of_rows_can_reach():
+    whole = _whole(Sizes(lead=(1,), H=1, T=7, S=11))
+    rows = whole._replace(rows=slice(2, 4))
+    # Query i lies at key i + 4.
+    assert limelight.causal().reach(rows) == (0, 7)
+    assert limelight.causal("start").reach(rows) == (0, 3)
+    assert limelight.window(2, 1).reach(rows) == (4, 8)
+    assert limelight.window(9, 9).reach(rows) == (0, 10)
+    assert (limelight.window(2, 1) & limelight.causal()).reach(rows) == (4, 7)
+    assert (limelight.window(2, 1) | limelight.causal("start")).reach(rows) == (0, 8)
+    assert (~limelight.causal()).reach(rows) == (0, 10)
+    assert limelight.causal().reach(rows._replace(columns=slice(3, 6))) == (3, 5)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,6 +12,28 @@ from torch import Tensor
 from limelight.masks import Block, Mask
 from limelight.masks.block import Selector
 from limelight.scores import Score
+
+
+class Gather(NamedTuple):
+    """What is to be observed beside the output: received mass, entropy, the `top` strongest links (0: none)."""
+
+    received: bool = False
+    entropy: bool = False
+    top: int = 0
+
+
+NOTHING = Gather()
+
+
+class Gathered(NamedTuple):
+    """What a backend observed on the way, without a graph; None for what it did not.
+
+    received [N, H, S]; entropy [N, H, T], nats; top: indices (int64) and weights [N, H, T, k], strongest first.
+    """
+
+    received: Tensor | None = None
+    entropy: Tensor | None = None
+    top: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(slots=True)
@@ -32,6 +54,19 @@ class Call:
     seed: int
     lead: tuple[int, ...]
     wants_lse: bool
+    gather: Gather = NOTHING
+
+    def with_tensors(
+        self, query: Tensor, key: Tensor, value: Tensor, parameters: tuple[Tensor, ...] | None = None
+    ) -> Call:
+        """The same call of other tensors; with other parameters of the score where they are given."""
+        score = self.score if parameters is None else self.score.with_parameters(parameters)
+        return replace(self, query=query, key=key, value=value, score=score)
+
+    def without_tensors(self) -> Call:
+        """The call without query, key and value, for what must not keep them alive."""
+        gone = self.query.new_empty(0)
+        return replace(self, query=gone, key=gone, value=gone)
 
     def block(self, batch: Selector, rows: Selector, columns: Selector, head: Selector | None = None) -> Block:
         """A block of this call's matrix, all heads unless said otherwise."""
@@ -57,11 +92,13 @@ class Result(NamedTuple):
     """Output [N, H, T, E]; lse [N, H, T] in the accumulation dtype (may be None when not wanted).
 
     weights [N, H, T, S] before dropout, without a graph, where the whole matrix was one block and they are there.
+    gathered: what `call.gather` asked for, as far as the backend does that on the way.
     """
 
     output: Tensor
     lse: Tensor | None
     weights: Tensor | None = None
+    gathered: Gathered | None = None
 
 
 class Backend(ABC):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from limelight.backends.fused import Fused
+from limelight.backends.native import Native
 from limelight.backends.protocol import Backend, Call
 from limelight.backends.reference import Reference
 from limelight.backends.streaming import Streaming
 from limelight.errors import ArgumentError, BackendError
 
-BACKENDS: tuple[Backend, ...] = (Fused(), Streaming(), Reference())
+_STREAMING = Streaming()
+
+BACKENDS: tuple[Backend, ...] = (Native(_STREAMING), Fused(), _STREAMING, Reference())
 """Every backend, in the order in which `auto` asks: it takes the first that is fastest for the call and can run it."""
 
 _BY_NAME = {backend.name: backend for backend in BACKENDS}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from limelight.backends import blocked, single
+from limelight.backends.derivatives import final
 from limelight.backends.numerics import no_autocast
 from limelight.backends.protocol import Backend, Call, Result
 from limelight.backends.tiling import fits
 from limelight.contract import accumulation_dtype
-from limelight.errors import BackendError
 
 
 class Streaming(Backend):
@@ -79,7 +79,7 @@ class _Single(torch.autograd.Function):
                 output, lse = blocked.forward(call, parameters)
                 to_lse = torch.zeros_like(lse) if to_lse is None else to_lse
                 grads = blocked.Backward(call, tensors[4:], output, lse, to_output, to_lse).run()
-        return (None, None, *_final(grads))
+        return (None, None, *final(grads, "streaming"))
 
 
 class _Blocked(torch.autograd.Function):
@@ -100,29 +100,7 @@ class _Blocked(torch.autograd.Function):
         call = _rebuilt(ctx.statics, tuple(tensors))
         with torch.no_grad(), no_autocast(call.query):
             grads = blocked.Backward(call, tuple(tensors[4:]), output, lse, to_output, to_lse).run()
-        return (None, *_final(grads))
-
-
-class _Final(torch.autograd.Function):
-    """The identity, with no derivative. torch's own guard does not see that a gradient depends on saved inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        raise BackendError(
-            "backend 'streaming' has first derivatives only, and this is a gradient of its gradient. "
-            "Use backend='reference', or leave out create_graph=True."
-        )
-
-
-def _final(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients; those of a pass with create_graph=True raise when they are differentiated again."""
-    if not torch.is_grad_enabled():
-        return gradients
-    return tuple(None if one is None else _Final.apply(one.new_zeros(()).requires_grad_(), one) for one in gradients)
+        return (None, *final(grads, "streaming"))
 
 
 def _statics(call: Call) -> tuple[Any, ...]:

@@ -56,8 +56,10 @@ class Plan:
 
     def blocks(self, batch: slice, rows: slice) -> Iterator[tuple[Block, bool]]:
         """The blocks of these rows that the mask does not rule out, and whether the mask has to be asked in them."""
-        mask = self.call.mask
-        for columns in pieces(self.call.key.shape[2], self.columns):
+        mask, keys, step = self.call.mask, self.call.key.shape[2], max(1, self.columns)
+        first, last = (0, keys - 1) if mask is None else mask.reach(self.call.block(batch, rows, slice(0, keys)))
+        for start in range(first // step * step, last + 1, step):
+            columns = slice(start, min(start + step, keys))
             block = self.call.block(batch, rows, columns)
             if mask is None:
                 yield block, False

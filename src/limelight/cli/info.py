@@ -7,7 +7,7 @@ import typer
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Versions, devices, and the backends with what each can run here and why it cannot run the rest."""
+    """Versions, devices, native kernels, and what each backend can run here and why it cannot run the rest."""
     facts = gather()
     if as_json:
         print(json.dumps(facts, indent=1))
@@ -16,7 +16,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON ob
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
-    for title in ("versions", "machine"):
+    for title in ("versions", "machine", "native kernels"):
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in facts[title].items():
             table.add_row(name, str(value))
@@ -47,8 +47,23 @@ def gather() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "devices": ", ".join(devices),
         },
+        "native kernels": _native_kernels(),
         "backends": _backends(),
     }
+
+
+def _native_kernels() -> dict[str, str]:
+    """Whether the compiled kernels can be called, for which instruction sets, or why not."""
+    from limelight.backends.extension import native, refusal
+
+    module, why_not = native(), refusal()
+    found = {"state": "ready" if why_not is None else why_not}
+    if module is not None:
+        found["compiled in"] = ", ".join(module.compiled())
+        found["can run here"] = ", ".join(module.available())
+    if module is not None and why_not is None:
+        found["in use"] = module.isa()
+    return found
 
 
 def _backends() -> dict[str, dict[str, str]]:

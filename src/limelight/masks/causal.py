@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limelight.contract import require_choice
 from limelight.masks.block import Block, bounds
+from limelight.masks.form import Form
 from limelight.masks.protocol import Mask, remembered
 
 Align = Literal["end", "start"]
@@ -41,12 +42,21 @@ class Causal(Mask):
         """The last key lies at or before the first query."""
         return bounds(block.columns)[1] <= bounds(block.rows)[0] + offset(self.align, block)
 
+    def reach(self, block: Block) -> tuple[int, int]:
+        """The last query sees [0, S - T + i], and no other sees more."""
+        first, last = bounds(block.columns)
+        return first, min(last, bounds(block.rows)[1] + offset(self.align, block))
+
     def check(self, block: Block) -> None:
         """Fits every call."""
 
     def per_key(self) -> bool:
         """False: each query has its own keys."""
         return False
+
+    def form(self, whole: Block) -> Form:
+        """A band without a lower end."""
+        return Form(high=offset(self.align, whole))
 
 
 @cache

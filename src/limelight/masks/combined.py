@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from limelight.masks.block import Block
+from limelight.masks.form import Form
 from limelight.masks.protocol import Mask
 
 
@@ -33,6 +34,11 @@ class All(Mask):
         """Both parts allow the whole block."""
         return self.first.allows_all(block) and self.second.allows_all(block)
 
+    def reach(self, block: Block) -> tuple[int, int]:
+        """What both parts reach."""
+        (first, last), (low, high) = self.first.reach(block), self.second.reach(block)
+        return max(first, low), min(last, high)
+
     def check(self, block: Block) -> None:
         """Both parts fit."""
         self.first.check(block)
@@ -41,6 +47,12 @@ class All(Mask):
     def per_key(self) -> bool:
         """Both parts are the same for every query."""
         return self.first.per_key() and self.second.per_key()
+
+    def form(self, whole: Block) -> Form | None:
+        """What both forms allow."""
+        first = self.first.form(whole)
+        second = None if first is None else self.second.form(whole)
+        return None if first is None or second is None else first.meet(second)
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,11 @@ class Any(Mask):
     def allows_all(self, block: Block) -> bool:
         """Either part allows the whole block."""
         return self.first.allows_all(block) or self.second.allows_all(block)
+
+    def reach(self, block: Block) -> tuple[int, int]:
+        """What either part reaches, and what lies between."""
+        (first, last), (low, high) = self.first.reach(block), self.second.reach(block)
+        return min(first, low), max(last, high)
 
     def check(self, block: Block) -> None:
         """Both parts fit."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from limelight.contract import require_broadcast
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, fold_lead, pick_block
+from limelight.masks.form import Form
 from limelight.masks.protocol import Mask
 
 
@@ -38,6 +39,10 @@ class Dense(Mask):
     def per_key(self) -> bool:
         """True if the tensor is the same for every query."""
         return self.allowed.ndim < 2 or self.allowed.shape[-2] == 1
+
+    def form(self, whole: Block) -> Form:
+        """The tensor, its leading axes folded."""
+        return Form(dense=fold_lead(self.allowed, whole.lead, 3).to(whole.device))
 
 
 def dense(allowed: Tensor) -> Mask:

@@ -12,6 +12,7 @@ from torch import Tensor
 from limelight.contract import integer_dtypes
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, bounds, pick
+from limelight.masks.form import Form
 from limelight.masks.protocol import Mask, remembered
 
 
@@ -60,6 +61,10 @@ class Lengths(Mask):
     def per_key(self) -> bool:
         """True: [B, 1, 1, S]."""
         return True
+
+    def form(self, whole: Block) -> Form:
+        """The lengths, one for each of the leading axes folded into one."""
+        return Form(lengths=self._folded(whole))
 
     def _is_part(self, block: Block) -> bool:
         """Whether the block holds a run of sequences but not all, so that their own lengths may say more."""

@@ -8,15 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from limelight.masks.block import Block
+from limelight.masks.block import Block, bounds
+from limelight.masks.form import Form
 
 
 class Mask(ABC):
     """Interface of all masks. To add one, add a file with a frozen dataclass that implements these methods.
 
-    When and how often: `check` once per call; per block first `rules_out` and `allows_all` (cheap, no tensor work worth
-    mentioning, either may answer False when it is not sure), and `tile` only where both said False. A mask holds no
-    state that a call changes, except caches of what it would compute again.
+    When and how often: `check` once per call; `reach` once for a run of rows, to step over blocks unasked; per block
+    first `rules_out` and `allows_all` (cheap, no tensor work worth mentioning, either may answer False when it is not
+    sure), and `tile` only where both said False. A mask holds no state that a call changes, except caches of what it
+    would compute again.
 
     Masks combine: `a & b` (both allow), `a | b` (either allows), `~a` (a forbids). All are exact.
     """
@@ -35,6 +37,10 @@ class Mask(ABC):
     def allows_all(self, block: Block) -> bool:
         """True only if everything in the block is allowed; False when not sure."""
 
+    def reach(self, block: Block) -> tuple[int, int]:
+        """An interval [first, last] of columns outside of which nothing in the block is allowed; all where not sure."""
+        return bounds(block.columns)
+
     @abstractmethod
     def check(self, block: Block) -> None:
         """Raise ArgumentError if the mask does not fit a call whose whole matrix is `block`."""
@@ -42,6 +48,10 @@ class Mask(ABC):
     @abstractmethod
     def per_key(self) -> bool:
         """Whether the whole mask is the same for every query, so that it needs no T x S tensor."""
+
+    def form(self, whole: Block) -> Form | None:
+        """The mask as compiled kernels take it, for a call whose whole matrix that is; None if it has no such form."""
+        return None
 
     def __and__(self, other: Mask) -> Mask:
         from limelight.masks.combined import All

@@ -9,6 +9,7 @@ from torch import Tensor
 from limelight.contract import require_choice, require_count
 from limelight.masks.block import Block, bounds
 from limelight.masks.causal import Align, offset
+from limelight.masks.form import Form
 from limelight.masks.protocol import Mask, remembered
 
 
@@ -43,12 +44,23 @@ class Window(Mask):
         move = offset(self.align, block)
         return low >= last + move - self.before and high <= first + move + self.after
 
+    def reach(self, block: Block) -> tuple[int, int]:
+        """From where the first query's window begins to where the last one's ends."""
+        (first, last), (low, high) = bounds(block.rows), bounds(block.columns)
+        move = offset(self.align, block)
+        return max(low, first + move - self.before), min(high, last + move + self.after)
+
     def check(self, block: Block) -> None:
         """Fits every call."""
 
     def per_key(self) -> bool:
         """False: each query has its own keys."""
         return False
+
+    def form(self, whole: Block) -> Form:
+        """A band."""
+        move = offset(self.align, whole)
+        return Form(move - self.before, move + self.after)
 
 
 def window(before: int, after: int, *, align: Align = "end") -> Mask:

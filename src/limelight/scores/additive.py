@@ -56,6 +56,15 @@ class Additive(Score):
         """Not a dot product."""
         return None
 
+    def tanh_vector(self) -> Tensor | None:
+        """The vector."""
+        return self.vector
+
+    def with_parameters(self, parameters: tuple[Tensor, ...]) -> Score:
+        """Another vector."""
+        (vector,) = parameters
+        return Additive(vector)
+
     def pair_cost(self, width: int) -> int:
         """One tanh per feature."""
         return max(1, width)

@@ -40,6 +40,15 @@ class Concat(Score):
         """Not a dot product."""
         return None
 
+    def tanh_vector(self) -> Tensor | None:
+        """The vector."""
+        return self.vector
+
+    def with_parameters(self, parameters: tuple[Tensor, ...]) -> Score:
+        """An additive score is left."""
+        (vector,) = parameters
+        return Additive(vector)
+
     def pair_cost(self, width: int) -> int:
         """As the additive score."""
         return Additive(self.vector).pair_cost(width)

@@ -48,6 +48,16 @@ class Score(ABC):
     def plain_scale(self, width: int) -> float | None:
         """The number c if the tile is c q·k of the prepared query and key of that width; None if it is not."""
 
+    def tanh_vector(self) -> Tensor | None:
+        """The vector v, [D] or [H, D], if the tile is v·tanh(q + k) of the prepared query and key; else None."""
+        return None
+
+    def with_parameters(self, parameters: tuple[Tensor, ...]) -> Score:
+        """The same score, already prepared, with other tensors in the place of `parameters`."""
+        if parameters:
+            raise NotImplementedError(f"{type(self).__name__} has parameters and does not say how to replace them")
+        return self
+
     @abstractmethod
     def pair_cost(self, width: int) -> int:
         """Numbers held at once per (query, key) pair while a tile is computed: 1 for dot, D for additive."""

@@ -1,0 +1,282 @@
+// Forward pass of additive scores: softmax(v . tanh(q + k) + bias) value, with the observations gathered on the way.
+//
+// A unit of work is a block of queries of one head. Its scores with all the keys that it may see are held, a few rows of S
+// numbers; then each row becomes weights, is observed, and the product with the values follows. What is derived from
+// the keys and values (e^2k, panels of values) is kept for the next unit of the same head, as far as there is room.
+#pragma once
+
+#include <memory>
+
+#include "additive_block.h"
+#include "dropout.h"
+#include "softmax.h"
+
+namespace limelight::LIMELIGHT_ISA::additive {
+
+// Sizes that all units of a call share.
+struct ForwardPlan {
+  static constexpr int64_t held_scores = int64_t{2} << 20;  // floats: 8 MiB
+  static constexpr int64_t held_keys = int64_t{1} << 20;    // floats: 4 MiB
+  int64_t rows, per_head, units, stride = 0, slots = 1;
+  std::vector<int64_t> costs;
+
+  explicit ForwardPlan(const Forward& call) {
+    const int64_t most = std::clamp<int64_t>(held_scores / std::max<int64_t>(1, call.S), 4, ROWS);
+    int64_t blocks = (call.T + most - 1) / most;
+    if (call.N * call.H * blocks < 2 * call.threads)  // few heads: smaller blocks, so that all threads have some
+      blocks = std::min(std::max(blocks, (call.T + 3) / 4), 2 * int64_t{call.threads});
+    rows = std::max<int64_t>(1, (call.T + blocks - 1) / std::max<int64_t>(1, blocks));
+    per_head = (call.T + rows - 1) / rows;
+    units = call.N * call.H * per_head;
+    costs.reserve(static_cast<size_t>(units));
+    for (int64_t unit = 0; unit < units; unit++) {
+      const int64_t n = unit / (call.H * per_head), first = unit % per_head * rows;
+      const Span keys = keys_of_rows(call, n, first, std::min(call.T, first + rows));
+      const int64_t count = std::max<int64_t>(0, keys.last - keys.first);
+      stride = std::max(stride, count);
+      costs.push_back(16 + count);
+    }
+    stride += KEYS + 4 + W;
+    const int64_t key_blocks = (call.S + KEYS - 1) / KEYS, slot = KeyPanels::floats(call.D) + KEYS * padded(call.E);
+    if (per_head * (call.H / call.G) > 1 && key_blocks * slot <= held_keys) slots = std::max<int64_t>(1, key_blocks);
+  }
+};
+
+class ForwardPass {
+ public:
+  ForwardPass(const Forward& call, const ForwardPlan& plan)
+      : call_(call), plan_(plan), single_(call.T == 1), width_(padded(call.E)), keep_(call.dropout.rate),
+        scratch_(floats(call, plan)), slots_(static_cast<size_t>(single_ ? 0 : plan.slots)) {
+    queries_.place(plan.rows, call.D, scratch_);
+    vector_.place(call.D, scratch_.take(Vector::floats(call.D)));
+    room_ = scratch_.take(4 * vectors(std::max(call.D, call.E)) * W);
+    scores_ = scratch_.take(plan.rows * plan.stride);
+    sum_ = scratch_.take(plan.rows * width_);
+    for (Slot& slot : slots_) slot.keys.place(call.D, scratch_), slot.values = scratch_.take(KEYS * width_);
+    if (call.dropout.rate > 0) columns_ = reinterpret_cast<uint32_t*>(scratch_.take(call.S + 2 * W));
+    if (columns_)
+      for (int64_t j = 0; j < call.S + W; j++) columns_[j] = dropout_column(j, call.dropout.seed);
+    if (call.seen.top) {
+      strongest_ = {call.seen.top, scratch_.take(call.seen.top), nullptr};
+      strongest_.index = reinterpret_cast<int32_t*>(scratch_.take(call.seen.top));
+    }
+  }
+
+  // Queries [first, first + rows) of head h; what the keys receive is added to `received` [S].
+  void run(int64_t n, int64_t h, int64_t first, int64_t rows, float* received) {
+    n_ = n, h_ = h, group_ = h / (call_.H / call_.G), first_ = first, rows_ = rows;
+    const int64_t head = call_.vector_head ? h : 0;
+    if (head != vector_of_) vector_.prepare(call_.vector + h * call_.vector_head, call_.D);
+    vector_of_ = head;
+    const Span all = cut_spans(call_, n, first, rows, {0, call_.S}, spans_);
+    const int64_t start = all.first / KEYS * KEYS;
+    std::fill(sum_, sum_ + rows * width_, 0.0f);
+    if (!all.empty()) score(start, all);
+    for (int64_t r = 0; r < rows; r++) soften(r, start, all, received);
+    if (!all.empty()) weigh(start, all);
+    for (int64_t r = 0; r < rows; r++) {
+      Tensor output = call_.output;
+      write_row(row_at(output, call_.type, n, h, first + r), call_.type, output.column, call_.E, sum_ + r * width_, 1.0f);
+    }
+  }
+
+  bool clean() const { return watch_.clean(); }
+
+ private:
+  // What is derived from a block of keys and values, and the names of the blocks that it was derived from.
+  struct Slot {
+    KeyPanels keys;
+    float* values = nullptr;  // panels [E / NR][keys][NR]
+    int64_t keys_of = -1, values_of = -1;
+  };
+
+  static int64_t floats(const Forward& call, const ForwardPlan& plan) {
+    const int64_t width = padded(call.E);
+    int64_t n = Queries::floats(plan.rows, call.D) + Vector::floats(call.D) + 4 * vectors(std::max(call.D, call.E)) * W;
+    n += plan.rows * (plan.stride + width) + 2 * call.seen.top + 16 * 16;
+    if (call.T != 1) n += plan.slots * (KeyPanels::floats(call.D) + KEYS * width + 64);
+    return n + (call.dropout.rate > 0 ? call.S + 2 * W : 0);
+  }
+
+  // Keys of the block that begins at `key`: what lies behind the batch entry's length is not read.
+  int64_t keys_at(int64_t key) const {
+    const int64_t end = call_.mask.lengths ? std::min(call_.S, call_.mask.lengths[n_]) : call_.S;
+    return std::min(KEYS, end - key);
+  }
+
+  int64_t name_of(int64_t key) const {
+    return (n_ * call_.G + group_) * ((call_.S + KEYS - 1) / KEYS) + key / KEYS;
+  }
+
+  const KeyPanels& panels_at(int64_t key) {
+    Slot& slot = slots_[static_cast<size_t>(key / KEYS % plan_.slots)];
+    if (slot.keys_of != name_of(key)) slot.keys.read<true>(call_, n_, group_, key, keys_at(key), room_);
+    slot.keys_of = name_of(key);
+    return slot.keys;
+  }
+
+  const float* values_at(int64_t key) {
+    Slot& slot = slots_[static_cast<size_t>(key / KEYS % plan_.slots)];
+    if (slot.values_of != name_of(key))
+      pack_panels(call_.value, call_.type, n_, group_, key, keys_at(key), call_.E, slot.values, room_, watch_);
+    slot.values_of = name_of(key);
+    return slot.values;
+  }
+
+  // Scores of the unit's queries and the keys of `all`; column 0 is key `start`.
+  void score(int64_t start, Span all) {
+    queries_.read(call_, n_, h_, first_, rows_);
+    if (single_) {
+      const int64_t keys = all.last - all.first;
+      return scores_directly<Form::direct>(vector_, queries_, call_, n_, group_, 1, all.first, keys, spans_,
+                                           {scores_ + (all.first - start), plan_.stride}, room_);
+    }
+    queries_.factorise(rows_, vector_.inverse);
+    for (int64_t key = start; key < all.last; key += KEYS) {
+      const int64_t keys = std::min(KEYS, all.last - key);
+      const KeyPanels& panels = panels_at(key);
+      const Place to{scores_ + (key - start), plan_.stride};
+      all_scores(vector_.form(queries_.top, panels.top), vector_, queries_, panels, call_, n_, group_, rows_, key, keys, spans_,
+                 to, room_);
+    }
+  }
+
+  // Row r of scores becomes weights, 0 beside the row's own keys, and is observed.
+  void soften(int64_t r, int64_t start, Span all, float* received) {
+    const int64_t row = (n_ * call_.H + h_) * call_.T + first_ + r;
+    const Span keys = spans_[r];
+    float *all_s = scores_ + r * plan_.stride, *s = all_s + (keys.first - start);
+    const int64_t count = keys.last - keys.first;
+    add_bias(call_, n_, h_, first_ + r, start, keys, all_s);
+    std::fill(s + count, s + count + W, -INF);
+    vf high = splat(-INF);
+    for (int64_t j = 0; j < count; j += W) high = larger(load(s + j), high);
+    const float m = largest_of(high);
+    if (call_.seen.top) find_strongest(row, s, keys, m);
+    vf total{}, spread{};
+    for (int64_t j = 0; j < count; j += W) {
+      const vf x = larger(splat(-127.0f), (load(s + j) - (m == -INF ? 0.0f : m)) * LOG2E), p = exp2(x);
+      total += p;
+      spread += p * x;
+      store(s + j, p);
+    }
+    const float sum = sum_of(total), inverse = sum == 0 ? 0.0f : 1 / sum;
+    watch_.see(sum);
+    if (call_.lse) call_.lse[row] = sum == 0 ? -INF : m + std::log(sum);
+    if (call_.rows) call_.rows[2 * row] = sum == 0 ? 0.0f : m, call_.rows[2 * row + 1] = inverse;
+    if (call_.seen.entropy)
+      call_.seen.entropy[row] = sum == 0 ? 0.0f : std::max(0.0f, std::log(sum) - LN2 * sum_of(spread) * inverse);
+    if (call_.seen.top)
+      for (int32_t k = 0; k < call_.seen.top; k++) call_.seen.top_weight[row * call_.seen.top + k] *= inverse;
+    finish_weights(row, s, keys, inverse, received);
+    std::fill(all_s + (all.first - start), s, 0.0f);
+    std::fill(s + count, std::max(s + count, all_s + (all.last - start)), 0.0f);
+  }
+
+  // Weights are divided by their sum, added to what the keys received, and dropped.
+  void finish_weights(int64_t row, float* s, Span keys, float inverse, float* received) {
+    const float by = call_.seen.row_weight ? call_.seen.row_weight[row] : 1.0f;
+    const uint32_t bits = columns_ ? dropout_row(row, call_.dropout.seed) : 0;
+    for (int64_t j = keys.first; j < keys.last; j += W, s += W) {
+      vf p = load(s) * inverse;
+      if (received) store(received + j, load(received + j) + p * by);
+      if (columns_) p *= keep_.kept(bits, columns_ + j);
+      store(s, p);
+    }
+  }
+
+  // Indices, and weights times the row's sum.
+  void find_strongest(int64_t row, const float* s, Span keys, float m) {
+    const int32_t k = call_.seen.top;
+    strongest_.clear(1);
+    strongest_.see(0, s, keys.first, 0, keys.last - keys.first);
+    for (int32_t i = 0; i < k; i++) {
+      call_.seen.top_index[row * k + i] = strongest_.index[i];
+      call_.seen.top_weight[row * k + i] = strongest_.index[i] < 0 ? 0.0f : exp2_scalar((strongest_.score[i] - m) * LOG2E);
+    }
+  }
+
+  // sum_ += weights times values.
+  void weigh(int64_t start, Span all) {
+    if (single_) return weigh_one(scores_ + (all.first - start), all);
+    for (int64_t key = start; key < all.last; key += KEYS) {
+      const int64_t from = std::max(all.first, key) - key, to = std::min(all.last, key + KEYS) - key;
+      const Operand weights{scores_ + (key - start), plan_.stride, 1};
+      product<true>(rows_, call_.E, from, to - from, keys_at(key), weights, values_at(key), sum_, width_);
+    }
+  }
+
+  // One row of weights: the values are read where they lie, four rows at a time.
+  void weigh_one(const float* weights, Span all) {
+    const int64_t wide = vectors(call_.E) * W;
+    for (int64_t j = all.first; j < all.last; j += 4) {
+      const float* four[4];
+      vf w[4];
+      for (int64_t c = 0; c < 4; c++) {
+        four[c] = whole_row(call_.value, call_.type, n_, group_, std::min(j + c, all.last - 1), call_.E, room_ + c * wide);
+        w[c] = splat(j + c < all.last ? weights[j + c - all.first] : 0.0f);
+      }
+      for (int64_t e = 0; e < wide; e += W)
+        store(sum_ + e, load(sum_ + e) + (w[0] * load(four[0] + e) + w[1] * load(four[1] + e)) +
+                            (w[2] * load(four[2] + e) + w[3] * load(four[3] + e)));
+    }
+    for (int64_t e = 0; e < wide; e += W) watch_.see(load(sum_ + e));
+  }
+
+  const Forward& call_;
+  const ForwardPlan& plan_;
+  const bool single_;  // one query: its keys are not worth deriving anything from
+  const int64_t width_;
+  const DropoutRule keep_;
+  Scratch scratch_;
+  Queries queries_;
+  Vector vector_;
+  float *room_, *scores_, *sum_;
+  uint32_t* columns_ = nullptr;
+  std::vector<Slot> slots_;
+  Strongest strongest_{};
+  Span spans_[ROWS];
+  Watch watch_;
+  int64_t n_ = 0, h_ = 0, group_ = 0, first_ = 0, rows_ = 0, vector_of_ = -1;
+};
+
+}  // namespace limelight::LIMELIGHT_ISA::additive
+
+namespace limelight::LIMELIGHT_ISA {
+
+inline bool additive_forward(const Forward& call) {
+  const additive::ForwardPlan plan(call);
+  if (plan.units == 0) return true;
+  const double pairs = static_cast<double>(call.N) * call.H * call.T * call.S;
+  const int parts = additive::parts_for(call, plan.units, pairs * (0.1 * call.D + 0.03 * call.E));
+  const std::vector<int64_t> ends = balanced(plan.costs, parts);
+  // What a head's keys receive is summed by the part that begins the head; parts that go on with it have sums of their own.
+  const int64_t room = call.S + W;
+  std::vector<float> own(call.seen.received ? static_cast<size_t>(2 * parts * room) : 0);
+  std::vector<char> clean(static_cast<size_t>(parts), 1);
+  in_parallel(parts, [&](int part) {
+    const int64_t begin = ends[static_cast<size_t>(part)], end = ends[static_cast<size_t>(part) + 1];
+    if (begin == end) return;
+    additive::ForwardPass pass(call, plan);
+    float* const carried = own.data() + 2 * part * room;
+    for (int64_t unit = begin; unit < end; unit++) {
+      const int64_t plane = unit / plan.per_head, first = unit % plan.per_head * plan.rows;
+      const bool goes_on = plane * plan.per_head < begin;
+      float* received = call.seen.received ? goes_on ? carried : carried + room : nullptr;
+      pass.run(plane / call.H, plane % call.H, first, std::min(plan.rows, call.T - first), received);
+      if (!received || goes_on || (unit + 1 < end && (unit + 1) % plan.per_head)) continue;
+      for (int64_t j = 0; j < call.S; j++) call.seen.received[plane * call.S + j] += received[j];
+      std::fill(received, received + room, 0.0f);
+    }
+    clean[static_cast<size_t>(part)] = pass.clean();
+  });
+  for (int part = 1; call.seen.received && part < parts; part++) {
+    const int64_t begin = ends[static_cast<size_t>(part)];
+    if (begin == ends[static_cast<size_t>(part) + 1] || begin % plan.per_head == 0) continue;
+    float* received = call.seen.received + begin / plan.per_head * call.S;
+    for (int64_t j = 0; j < call.S; j++) received[j] += own[static_cast<size_t>(2 * part * room + j)];
+  }
+  return std::all_of(clean.begin(), clean.end(), [](char one) { return one; });
+}
+
+}  // namespace limelight::LIMELIGHT_ISA

@@ -1,0 +1,111 @@
+// The Python module limelight._native. A call arrives as one flat tuple of numbers, in the order of `read` below:
+// a tuple costs a microsecond to unpack, tensor objects would cost ten.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "dispatch.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using limelight::Backward;
+using limelight::Call;
+using limelight::Forward;
+using limelight::Tensor;
+
+// The numbers of a tuple one after the other.
+class Numbers {
+ public:
+  explicit Numbers(nb::tuple from) : from_(from) {}
+  int64_t whole() { return nb::cast<int64_t>(from_[place_++]); }
+  double real() { return nb::cast<double>(from_[place_++]); }
+  template <class T>
+  T* pointer() { return reinterpret_cast<T*>(static_cast<uintptr_t>(nb::cast<uint64_t>(from_[place_++]))); }
+  Tensor tensor() {
+    Tensor t;
+    t.data = pointer<void>();
+    t.n = whole(), t.head = whole(), t.row = whole(), t.column = whole();
+    return t;
+  }
+  void end() const {
+    if (place_ != nb::len(from_)) throw std::invalid_argument("limelight._native: a call of another length");
+  }
+
+ private:
+  nb::tuple from_;
+  size_t place_ = 0;
+};
+
+void read(Numbers& from, Call& call) {
+  call.N = from.whole(), call.H = from.whole(), call.G = from.whole();
+  call.T = from.whole(), call.S = from.whole(), call.D = from.whole(), call.E = from.whole();
+  call.type = static_cast<limelight::Type>(from.whole());
+  call.threads = static_cast<int32_t>(from.whole());
+  call.scale = static_cast<float>(from.real());
+  call.dropout.rate = from.real();
+  call.dropout.seed = static_cast<uint64_t>(from.whole());
+  call.query = from.tensor(), call.key = from.tensor(), call.value = from.tensor(), call.bias = from.tensor();
+  call.mask.low = from.whole(), call.mask.high = from.whole();
+  call.mask.lengths = from.pointer<int64_t>();
+  call.mask.first = from.pointer<int32_t>(), call.mask.last = from.pointer<int32_t>();
+  call.mask.dense = from.tensor();
+  call.vector = from.pointer<float>();
+  call.vector_head = from.whole();
+}
+
+Forward forward_of(nb::tuple numbers) {
+  Numbers from(numbers);
+  Forward call;
+  read(from, call);
+  call.output = from.tensor();
+  call.lse = from.pointer<float>();
+  call.rows = from.pointer<float>();
+  call.seen.entropy = from.pointer<float>();
+  call.seen.received = from.pointer<float>();
+  call.seen.row_weight = from.pointer<float>();
+  call.seen.top_index = from.pointer<int64_t>();
+  call.seen.top_weight = from.pointer<float>();
+  call.seen.top = static_cast<int32_t>(from.whole());
+  from.end();
+  return call;
+}
+
+Backward backward_of(nb::tuple numbers) {
+  Numbers from(numbers);
+  Backward call;
+  read(from, call);
+  call.output = from.tensor(), call.grad_output = from.tensor();
+  call.lse = from.pointer<float>(), call.rows = from.pointer<float>(), call.grad_lse = from.pointer<float>();
+  call.grad_query = from.tensor(), call.grad_key = from.tensor(), call.grad_value = from.tensor();
+  call.grad_vector = from.pointer<float>();
+  from.end();
+  return call;
+}
+
+template <class Kind>
+bool run(bool (*kernel)(const Kind&), const Kind& call) {
+  nb::gil_scoped_release others_may_run;
+  return kernel(call);
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.doc() = "Attention kernels for the CPU. Import torch first: its OpenMP runtime runs them.";
+  module.def("isa", &limelight::isa,
+             "The instruction set in use, chosen on the first call.\n\n"
+             "Raises:\n    RuntimeError: the environment variable LIMELIGHT_ISA names one that cannot run here.");
+  module.def("compiled", &limelight::compiled, "The instruction sets that were compiled in, fastest first.");
+  module.def("available", &limelight::available, "Those of them that this machine can run, fastest first.");
+  const char* about =
+      "Run a checked call, given as the flat tuple that limelight.backends.native builds. False where NaN or inf stands in\n"
+      "what was read: then the results are of no use.";
+  module.def("dot_forward", [](nb::tuple call) { return run(limelight::kernels().dot_forward, forward_of(call)); }, about);
+  module.def("dot_backward", [](nb::tuple call) { return run(limelight::kernels().dot_backward, backward_of(call)); }, about);
+  module.def("additive_forward", [](nb::tuple call) { return run(limelight::kernels().additive_forward, forward_of(call)); },
+             about);
+  module.def("additive_backward",
+             [](nb::tuple call) { return run(limelight::kernels().additive_backward, backward_of(call)); }, about);
+}

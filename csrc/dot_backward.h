@@ -1,0 +1,188 @@
+// Backward pass of dot scores, with p = e^(s - m) / l computed again from the rows' m and l:
+//   grad v = p' grad o,   grad p = grad o v',   grad s = p (grad p - delta),   grad q = scale grad s k,   grad k = scale grad s' q,
+// where delta_i = sum_e o_ie grad o_ie - grad lse_i. With dropout d (0 or 1 / (1 - rate)): grad v takes d p, and grad p is
+// multiplied by d. (Dao et al. 2022, arXiv 2205.14135, appendix B.)
+//
+// A unit of work is a stretch of keys of one key head. It owns the gradients of its keys and values; where several units
+// share a head, each has a sum of its own for the queries' gradients, and these are added in order.
+#pragma once
+
+#include "dot_forward.h"
+
+namespace limelight::LIMELIGHT_ISA {
+
+constexpr int64_t BACK_ROWS = 8 * MR;  // queries of a block
+
+class DotBackward {
+ public:
+  explicit DotBackward(const Backward& call, int64_t stretch)
+      : call_(call), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
+    const int64_t d = call.D, e = call.E;
+    query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
+    grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);
+    key_ = scratch_.take(KEYS * d), key_panels_ = scratch_.take(KEYS * key_width_), value_ = scratch_.take(KEYS * e);
+    weights_ = scratch_.take(BACK_ROWS * KEYS), slopes_ = scratch_.take(BACK_ROWS * KEYS);
+    room_ = scratch_.take(4 * std::max(d, e));
+    grad_key_ = scratch_.take(stretch * key_width_), grad_value_ = scratch_.take(stretch * value_width_);
+    column_bits_ = reinterpret_cast<uint32_t*>(scratch_.take(KEYS));
+  }
+
+  // Keys [first, last) of key head g. `grad_query` [H / G][T][key_width] is added to; `delta` [H / G][T] is read.
+  void run(int64_t n, int64_t g, int64_t first, int64_t last, float* grad_query, const float* delta) {
+    n_ = n, g_ = g;
+    std::fill(grad_key_, grad_key_ + (last - first) * key_width_, 0.0f);
+    std::fill(grad_value_, grad_value_ + (last - first) * value_width_, 0.0f);
+    const int64_t shared = call_.H / call_.G;
+    for (int64_t key = first; key < last; key += KEYS) {
+      const int64_t count = std::min(KEYS, last - key);
+      const Span rows = rows_of_keys(call_, n, key, key + count);
+      if (rows.empty()) continue;
+      pack_keys(key, count);
+      for (int64_t i = 0; i < shared; i++)
+        for (int64_t row = rows.first; row < rows.last; row += BACK_ROWS)
+          meet(g * shared + i, row, std::min(BACK_ROWS, rows.last - row), key, count, grad_query + i * call_.T * key_width_,
+               delta + i * call_.T, key - first);
+    }
+    for (int64_t j = first; j < last; j++) {
+      Tensor to_key = call_.grad_key, to_value = call_.grad_value;
+      write_row(row_at(to_key, call_.type, n, g, j), call_.type, to_key.column, call_.D, grad_key_ + (j - first) * key_width_,
+                call_.scale);
+      write_row(row_at(to_value, call_.type, n, g, j), call_.type, to_value.column, call_.E,
+                grad_value_ + (j - first) * value_width_, 1);
+    }
+  }
+
+  bool clean() const { return watch_.clean(); }
+
+ private:
+  static int64_t floats(const Backward& call, int64_t stretch) {
+    const int64_t d = padded(call.D), e = padded(call.E);
+    return 2 * BACK_ROWS * (d + e + KEYS) + KEYS * (2 * d + e + 1) + 4 * std::max(d, e) + stretch * (d + e) + 16 * 16;
+  }
+
+  void pack_keys(int64_t key, int64_t count) {
+    pack_transposed(call_.key, call_.type, n_, g_, key, count, call_.D, key_, room_, watch_);
+    pack_panels(call_.key, call_.type, n_, g_, key, count, call_.D, key_panels_, room_, watch_);
+    pack_transposed(call_.value, call_.type, n_, g_, key, count, call_.E, value_, room_, watch_);
+    if (call_.dropout.rate > 0)
+      for (int64_t j = 0; j < KEYS; j++) column_bits_[j] = dropout_column(key + j, call_.dropout.seed);
+  }
+
+  // Queries [row, row + rows) of head h and a block of keys, `place` in the unit's stretch.
+  void meet(int64_t h, int64_t row, int64_t rows, int64_t key, int64_t count, float* grad_query, const float* delta,
+            int64_t place) {
+    Span span = keys_of_rows(call_, n_, row, row + rows);
+    span = {std::max(span.first, key) - key, std::min(span.last, key + count) - key};
+    if (span.empty()) return;
+    const int64_t d = call_.D, e = call_.E, from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
+    const int64_t inner = std::min(to, count) - from;
+    pack_rows(call_.query, call_.type, n_, h, row, rows, d, call_.scale, query_, room_, watch_);
+    pack_panels(call_.query, call_.type, n_, h, row, rows, d, query_panels_, room_, watch_);
+    pack_rows(call_.grad_output, call_.type, n_, h, row, rows, e, 1, grad_output_, room_, watch_);
+    pack_panels(call_.grad_output, call_.type, n_, h, row, rows, e, grad_output_panels_, room_, watch_);
+    product<false>(rows, to - from, 0, d, d, {query_, d, 1}, key_ + from * d, weights_ + from, KEYS);
+    product<false>(rows, to - from, 0, e, e, {grad_output_, e, 1}, value_ + from * e, slopes_ + from, KEYS);
+    for (int64_t i = 0; i < rows; i++) slope(h, row + i, key, delta[row + i], weights_ + i * KEYS, slopes_ + i * KEYS, from, to);
+    product<true>(inner, e, 0, rows, rows, {weights_ + from, 1, KEYS}, grad_output_panels_,
+                  grad_value_ + (place + from) * value_width_, value_width_);
+    product<true>(rows, d, from, inner, count, {slopes_, KEYS, 1}, key_panels_, grad_query + row * key_width_, key_width_);
+    product<true>(inner, d, 0, rows, rows, {slopes_ + from, 1, KEYS}, query_panels_, grad_key_ + (place + from) * key_width_,
+                  key_width_);
+  }
+
+  // Scores s become what the values are weighted with, and grad p becomes grad s.
+  void slope(int64_t h, int64_t i, int64_t key, float delta, float* s, float* g, int64_t from, int64_t to) {
+    const Span keys = keys_of_row(call_, n_, i);
+    if (call_.bias.data || call_.mask.dense.data || keys.first > key + from || keys.last < key + to)
+      apply_mask(call_, n_, h, i, key, keys, s, from, to);
+    const int64_t line = (n_ * call_.H + h) * call_.T + i;
+    const vf shift = splat(call_.rows[2 * line]), inverse = splat(call_.rows[2 * line + 1]), sum = splat(delta);
+    if (call_.dropout.rate > 0) {
+      const DropoutRule rule(call_.dropout.rate);
+      const uint32_t bits = dropout_row(line, call_.dropout.seed);
+      for (int64_t j = from; j < to; j += W) {
+        const vf p = exp(load(s + j) - shift) * inverse, kept = rule.kept(bits, column_bits_ + j);
+        store(s + j, p * kept);
+        store(g + j, p * (load(g + j) * kept - sum));
+      }
+      return;
+    }
+    for (int64_t j = from; j < to; j += W) {
+      const vf p = exp(load(s + j) - shift) * inverse;
+      store(s + j, p);
+      store(g + j, p * (load(g + j) - sum));
+    }
+  }
+
+  const Backward& call_;
+  int64_t key_width_, value_width_;
+  Scratch scratch_;
+  float *query_, *query_panels_, *grad_output_, *grad_output_panels_, *key_, *key_panels_, *value_, *weights_, *slopes_, *room_;
+  float *grad_key_, *grad_value_;
+  uint32_t* column_bits_;
+  Watch watch_;
+  int64_t n_ = 0, g_ = 0;
+};
+
+// delta of one head's queries, [T]; see the top.
+inline void row_sums(const Backward& call, int64_t n, int64_t h, float* delta, float* room) {
+  for (int64_t i = 0; i < call.T; i++) {
+    const float* o = floats(row_at(call.output, call.type, n, h, i), call.type, call.output.column, call.E, room);
+    const float* g =
+        floats(row_at(call.grad_output, call.type, n, h, i), call.type, call.grad_output.column, call.E, room + call.E);
+    vf sum{};
+    float rest = 0;
+    int64_t x = 0;
+    for (; x + W <= call.E; x += W) sum += load(o + x) * load(g + x);
+    for (; x < call.E; x++) rest += o[x] * g[x];
+    const int64_t line = (n * call.H + h) * call.T + i;
+    delta[i] = sum_of(sum) + rest - (call.grad_lse ? call.grad_lse[line] : 0.0f);
+  }
+}
+
+inline bool dot_backward(const Backward& call) {
+  const int64_t heads = call.N * call.G, shared = call.H / call.G, width = padded(call.D);
+  const int64_t work = call.N * call.H * call.T * call.S * (3 * call.D + 2 * call.E);
+  const int parts = static_cast<int>(std::min<int64_t>(call.threads, 1 + work / 200000));
+  // Stretches per key head: one, or enough for all threads.
+  const int64_t blocks = (call.S + KEYS - 1) / KEYS, cuts = std::clamp<int64_t>((parts + heads - 1) / heads, 1, blocks);
+  const int64_t stretch = (blocks + cuts - 1) / cuts * KEYS, units = heads * cuts, sums = shared * call.T * width;
+  const bool split = cuts > 1;
+  std::vector<float> partial(split ? static_cast<size_t>(units * sums) : 0);
+  std::vector<char> clean(static_cast<size_t>(parts), 1);
+  const auto write = [&](int64_t head, const float* grad_query) {
+    Tensor to = call.grad_query;
+    for (int64_t i = 0; i < shared; i++)
+      for (int64_t t = 0; t < call.T; t++)
+        write_row(row_at(to, call.type, head / call.G, head % call.G * shared + i, t), call.type, to.column, call.D,
+                  grad_query + (i * call.T + t) * width, call.scale);
+  };
+  const std::vector<int64_t> ends = balanced(std::vector<int64_t>(static_cast<size_t>(units), 1), parts);
+  in_parallel(parts, [&](int part) {
+    if (ends[static_cast<size_t>(part)] == ends[static_cast<size_t>(part) + 1]) return;
+    DotBackward pass(call, std::min(stretch, blocks * KEYS));
+    std::vector<float> own(split ? 0 : static_cast<size_t>(sums)), delta(static_cast<size_t>(shared * call.T));
+    std::vector<float> room(static_cast<size_t>(2 * call.E));
+    for (int64_t unit = ends[static_cast<size_t>(part)]; unit < ends[static_cast<size_t>(part) + 1]; unit++) {
+      const int64_t head = unit / cuts, n = head / call.G, g = head % call.G, first = unit % cuts * stretch;
+      for (int64_t i = 0; i < shared; i++) row_sums(call, n, g * shared + i, delta.data() + i * call.T, room.data());
+      float* grad_query = split ? partial.data() + unit * sums : own.data();
+      if (!split) std::fill(own.begin(), own.end(), 0.0f);
+      pass.run(n, g, std::min(first, call.S), std::min(first + stretch, call.S), grad_query, delta.data());
+      if (!split) write(head, grad_query);
+    }
+    clean[static_cast<size_t>(part)] = pass.clean();
+  });
+  if (split)
+    in_parallel(static_cast<int>(std::min<int64_t>(parts, heads)), [&](int part) {
+      for (int64_t head = part; head < heads; head += std::min<int64_t>(parts, heads)) {
+        float* total = partial.data() + head * cuts * sums;
+        for (int64_t cut = 1; cut < cuts; cut++)
+          for (int64_t x = 0; x < sums; x++) total[x] += total[cut * sums + x];
+        write(head, total);
+      }
+    });
+  return std::all_of(clean.begin(), clean.end(), [](char one) { return one; });
+}
+
+}  // namespace limelight::LIMELIGHT_ISA

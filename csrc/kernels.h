@@ -1,0 +1,80 @@
+// What the kernels take: plain structs of pointers, strides and sizes, and the table of kernels of one instruction set.
+// Shape letters: N leading axes folded into one, H query heads, G key/value heads, T queries, S keys, D and E widths.
+#pragma once
+
+#include <cstdint>
+
+namespace limelight {
+
+enum class Type : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+
+// A tensor [N, heads, rows, columns] in memory as it comes; strides in elements, 0 where an axis is broadcast.
+struct Tensor {
+  void* data = nullptr;
+  int64_t n = 0, head = 0, row = 0, column = 1;
+};
+
+// Who may attend to whom: key j of query i is allowed if i + low <= j <= i + high, j < lengths[n],
+// first[n, i] <= j < last[n, i], and dense[n, h, i, j]. What is null or at its widest allows everything.
+struct Mask {
+  static constexpr int64_t far = int64_t{1} << 40;
+  int64_t low = -far, high = far;
+  const int64_t* lengths = nullptr;                  // [N]
+  const int32_t *first = nullptr, *last = nullptr;   // [N, T]
+  Tensor dense;                                      // bytes
+};
+
+struct Dropout {
+  double rate = 0;
+  uint64_t seed = 0;
+};
+
+// What is common to the passes.
+struct Call {
+  int64_t N, H, G, T, S, D, E;
+  Type type = Type::f32;  // of query, key, value, output and their gradients
+  Tensor query, key, value, bias;  // bias: fp32, added to the scores
+  Mask mask;
+  Dropout dropout;
+  float scale = 1;         // of dot scores
+  const float* vector = nullptr;  // of additive scores: [D], or [H, D] with vector_head = D
+  int64_t vector_head = 0;
+  int32_t threads = 1;
+};
+
+// What is gathered beside the output; what is null is not.
+struct Observed {
+  float* entropy = nullptr;         // [N, H, T], nats
+  float* received = nullptr;        // [N, H, S], set to 0 by the caller
+  const float* row_weight = nullptr;  // [N, H, T], of received; null: 1
+  int64_t* top_index = nullptr;     // [N, H, T, top]
+  float* top_weight = nullptr;
+  int32_t top = 0;
+};
+
+struct Forward : Call {
+  Tensor output;         // [N, H, T, E]
+  float* lse = nullptr;  // [N, H, T]
+  float* rows = nullptr;  // [N, H, T, 2]: each row's largest score m and 1 / sum_j e^(s_j - m), 0 and 0 of an empty row
+  Observed seen;
+};
+
+struct Backward : Call {
+  Tensor output, grad_output;   // output is read only for the row sums of output * grad_output
+  const float *lse = nullptr, *rows = nullptr;  // as the forward pass left them
+  const float* grad_lse = nullptr;  // [N, H, T] or null
+  Tensor grad_query, grad_key, grad_value;
+  float* grad_vector = nullptr;     // additive: as `vector`, set to 0 by the caller
+};
+
+// One table per instruction set. Each kernel returns false, its results then being of no use, where NaN or inf stands
+// in what it read: the caller then takes a slower road that keeps them behind the mask.
+struct Kernels {
+  const char* isa;
+  bool (*dot_forward)(const Forward&);
+  bool (*dot_backward)(const Backward&);
+  bool (*additive_forward)(const Forward&);
+  bool (*additive_backward)(const Backward&);
+};
+
+}  // namespace limelight

@@ -1,0 +1,217 @@
+// Products of small blocks. Operand B lies in panels of NR columns, [panel][k][NR], so that a register tile of up to
+// MR rows and NR columns streams it once; operand A is read one number at a time with any strides.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace limelight::LIMELIGHT_ISA {
+
+constexpr int64_t panels(int64_t columns) { return (columns + NR - 1) / NR; }
+constexpr int64_t padded(int64_t columns) { return panels(columns) * NR; }
+
+// C[m, :] = before[m] * C[m, :] + sum_k A[m, k] B[k, :]; without `before`, C is only written.
+template <int ROWS, int VECS, bool ADD>
+LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c, int64_t c_row,
+                    const float* before) {
+  vf sum[ROWS][VECS];
+#pragma GCC unroll 6
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECS; v++)
+      sum[m][v] = !ADD ? vf{} : before ? load(c + m * c_row + v * W) * before[m] : load(c + m * c_row + v * W);
+  for (int64_t k = 0; k < depth; k++) {
+    vf column[VECS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECS; v++) column[v] = load(b + v * W);
+#pragma GCC unroll 6
+    for (int m = 0; m < ROWS; m++) {
+      const vf one = splat(a[m * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECS; v++) sum[m][v] += one * column[v];
+    }
+    a += a_k;
+    b += NR;
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECS; v++) store(c + m * c_row + v * W, sum[m][v]);
+}
+
+template <int VECS, bool ADD>
+LL_INLINE void tile_rows(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c,
+                         int64_t c_row, const float* before) {
+  switch (rows) {
+    case 6: return tile<6, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
+    case 5: return tile<5, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
+    case 4: return tile<4, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
+    case 3: return tile<3, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
+    case 2: return tile<2, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
+    default: return tile<1, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
+  }
+}
+
+struct Operand {
+  const float* data;
+  int64_t row, k;  // strides
+};
+
+// C [rows, columns] = (before * C +) A [rows, depth] B [depth, columns]. `first` and `depth` choose a part of the inner
+// axis of panels that hold `stored` of it. C's rows have room for whole vectors.
+template <bool ADD>
+inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth, int64_t stored, Operand a, const float* b,
+                    float* c, int64_t c_row, const float* before = nullptr) {
+  for (int64_t column = 0; column < columns; column += NR) {
+    const float* panel = b + column * stored + first * NR;
+    const int64_t vectors = columns - column >= NR ? NV : (columns - column + W - 1) / W;
+    for (int64_t m = 0; m < rows; m += MR) {
+      const int64_t height = rows - m < MR ? rows - m : MR;
+      const float* a_at = a.data + m * a.row + first * a.k;
+      float* c_at = c + m * c_row + column;
+      const float* before_at = before ? before + m : nullptr;
+      switch (vectors) {
+        case 1: tile_rows<1, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at); break;
+        case 2: tile_rows<2, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at); break;
+        case 3:
+          if constexpr (NV > 2) tile_rows<3, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at);
+          break;
+        default:
+          if constexpr (NV > 3) tile_rows<4, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at);
+      }
+    }
+  }
+}
+
+// --- reading tensors -------------------------------------------------------------------------------------------------
+
+LL_INLINE int64_t size_of(Type type) { return type == Type::f32 ? 4 : 2; }
+
+LL_INLINE const void* row_at(const Tensor& t, Type type, int64_t n, int64_t head, int64_t row) {
+  return static_cast<const char*>(t.data) + size_of(type) * (n * t.n + head * t.head + row * t.row);
+}
+
+LL_INLINE void* row_at(Tensor& t, Type type, int64_t n, int64_t head, int64_t row) {
+  return static_cast<char*>(t.data) + size_of(type) * (n * t.n + head * t.head + row * t.row);
+}
+
+// A row of `width` numbers as floats: where it lies if it can be read there, else copied to `room`.
+LL_INLINE const float* floats(const void* row, Type type, int64_t column, int64_t width, float* room) {
+  if (type == Type::f32) {
+    const float* p = static_cast<const float*>(row);
+    if (column == 1) return p;
+    for (int64_t i = 0; i < width; i++) room[i] = p[i * column];
+    return room;
+  }
+  const uint16_t* p = static_cast<const uint16_t*>(row);
+  if (type == Type::bf16)
+    for (int64_t i = 0; i < width; i++) room[i] = from_bf16(p[i * column]);
+  else
+    for (int64_t i = 0; i < width; i++) room[i] = from_f16(p[i * column]);
+  return room;
+}
+
+// Write `width` floats, times `factor`, to a row of a tensor.
+LL_INLINE void write_row(void* row, Type type, int64_t column, int64_t width, const float* from, float factor) {
+  if (type == Type::f32) {
+    float* p = static_cast<float*>(row);
+    int64_t i = 0;
+    if (column == 1)
+      for (; i + W <= width; i += W) store(p + i, load(from + i) * factor);
+    for (; i < width; i++) p[i * column] = from[i] * factor;
+    return;
+  }
+  uint16_t* p = static_cast<uint16_t*>(row);
+  if (type == Type::bf16)
+    for (int64_t i = 0; i < width; i++) p[i * column] = to_bf16(from[i] * factor);
+  else
+    for (int64_t i = 0; i < width; i++) p[i * column] = to_f16(from[i] * factor);
+}
+
+// Whether NaN or inf was among the numbers that went by: 0 * x is 0 for all others.
+struct Watch {
+  vf sum{};
+  v4 quarter{};
+  float rest = 0;
+  LL_INLINE void see(vf x) { sum += x * 0.0f; }
+  LL_INLINE void see(float x) { rest += x * 0.0f; }
+  LL_INLINE void see_4(v4 x) { quarter += x * 0.0f; }
+  LL_INLINE bool clean() const {
+    return sum_of(sum) + (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]) + rest == 0;
+  }
+};
+
+// --- packing ---------------------------------------------------------------------------------------------------------
+
+// Rows [first, first + count) of a head as panels [panel][row][NR], the columns filled up with 0.
+inline void pack_panels(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
+                        float* to, float* room, Watch& watch) {
+  for (int64_t r = 0; r < count; r++) {
+    const float* from = floats(row_at(t, type, n, head, first + r), type, t.column, width, room);
+    for (int64_t column = 0; column < width; column += NR) {
+      float* at = to + column * count + r * NR;
+      int64_t i = 0, there = width - column < NR ? width - column : NR;
+      for (; i + W <= there; i += W) {
+        vf x = load(from + column + i);
+        watch.see(x);
+        store(at + i, x);
+      }
+      for (; i < there; i++) watch.see(at[i] = from[column + i]);
+      for (; i < NR; i++) at[i] = 0;
+    }
+  }
+}
+
+LL_INLINE void transpose_4(const float* const rows[4], int64_t column, float* to, int64_t to_row, Watch& watch) {
+  typedef int32_t i4 __attribute__((vector_size(16)));
+  v4 a = *(const v4_loose*)(rows[0] + column), b = *(const v4_loose*)(rows[1] + column);
+  v4 c = *(const v4_loose*)(rows[2] + column), d = *(const v4_loose*)(rows[3] + column);
+  for (v4 x : {a, b, c, d}) watch.see_4(x);
+  v4 ac = __builtin_shuffle(a, c, i4{0, 4, 1, 5}), bd = __builtin_shuffle(b, d, i4{0, 4, 1, 5});
+  v4 ac_high = __builtin_shuffle(a, c, i4{2, 6, 3, 7}), bd_high = __builtin_shuffle(b, d, i4{2, 6, 3, 7});
+  *(v4_loose*)(to) = __builtin_shuffle(ac, bd, i4{0, 4, 1, 5});
+  *(v4_loose*)(to + to_row) = __builtin_shuffle(ac, bd, i4{2, 6, 3, 7});
+  *(v4_loose*)(to + 2 * to_row) = __builtin_shuffle(ac_high, bd_high, i4{0, 4, 1, 5});
+  *(v4_loose*)(to + 3 * to_row) = __builtin_shuffle(ac_high, bd_high, i4{2, 6, 3, 7});
+}
+
+// Rows [first, first + count) of a head, transposed: panels [panel of NR rows][width][NR], rows filled up with 0.
+// `room` holds 4 rows.
+inline void pack_transposed(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
+                            float* to, float* room, Watch& watch) {
+  for (int64_t r = 0; r < count; r += 4) {
+    float* at = to + r / NR * NR * width + r % NR;
+    const float* rows[4];
+    for (int i = 0; i < 4; i++) {
+      const int64_t there = r + i < count ? r + i : r;  // beyond the end: any row, cleared below
+      rows[i] = floats(row_at(t, type, n, head, first + there), type, t.column, width, room + i * width);
+    }
+    int64_t column = 0;
+    for (; column + 4 <= width; column += 4) transpose_4(rows, column, at + column * NR, NR, watch);
+    for (; column < width; column++)
+      for (int i = 0; i < 4; i++) watch.see(at[column * NR + i] = rows[i][column]);
+  }
+  for (int64_t r = count; r < padded(count); r++)
+    for (int64_t column = 0; column < width; column++) to[r / NR * NR * width + column * NR + r % NR] = 0;
+}
+
+// Rows [first, first + count) of a head, times `factor`, one after the other, [count][width].
+inline void pack_rows(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
+                      float factor, float* to, float* room, Watch& watch) {
+  for (int64_t r = 0; r < count; r++) {
+    const float* from = floats(row_at(t, type, n, head, first + r), type, t.column, width, room);
+    float* at = to + r * width;
+    int64_t i = 0;
+    for (; i + W <= width; i += W) {
+      vf x = load(from + i);
+      watch.see(x);
+      store(at + i, x * factor);
+    }
+    for (; i < width; i++) {
+      watch.see(from[i]);
+      at[i] = from[i] * factor;
+    }
+  }
+}
+
+}  // namespace limelight::LIMELIGHT_ISA

@@ -1,0 +1,204 @@
+// The small vector type that every kernel is written in: W floats side by side, whatever the instruction set.
+// GCC and Clang vector extensions do the arithmetic; the few operations that they lack stand here once per instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#define LL_INLINE inline __attribute__((always_inline))
+
+namespace limelight::LIMELIGHT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;   // floats in a vector
+constexpr int NV = 4;   // vectors in a panel: 6 x 4 sums and 4 operands fit 32 registers
+#elif defined(__AVX2__)
+constexpr int W = 8;
+constexpr int NV = 2;   // 6 x 2 sums, 2 operands and a broadcast fit 16 registers
+#elif defined(__aarch64__)
+constexpr int W = 4;
+constexpr int NV = 4;
+#else
+constexpr int W = 4;
+constexpr int NV = 2;
+#endif
+constexpr int NR = W * NV;  // columns of a panel
+constexpr int MR = 6;       // rows of a register tile
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef float vf_loose __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef float v4 __attribute__((vector_size(16)));
+typedef float v4_loose __attribute__((vector_size(16), aligned(4), may_alias));
+
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float LN2 = 0.6931471805599453f;
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+LL_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_loose*>(p); }
+LL_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_loose*>(p) = x; }
+LL_INLINE vf splat(float x) { return x - vf{}; }
+LL_INLINE vi as_int(vf x) { vi y; std::memcpy(&y, &x, sizeof y); return y; }
+LL_INLINE vf as_float(vi x) { vf y; std::memcpy(&y, &x, sizeof y); return y; }
+
+// The larger of the two; `b` where either is NaN.
+LL_INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+LL_INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
+
+// Whether any lane of `a` is above that of `b`.
+LL_INLINE bool any_above(vf a, vf b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)) != 0;
+#else
+  vi above = a > b;
+  int32_t any = 0;
+  for (int i = 0; i < W; i++) any |= above[i];
+  return any != 0;
+#endif
+}
+
+// 1 / x to about 1e-7 relative for x in [1, 1e30]: an estimate and Newton steps, or the division.
+LL_INLINE vf reciprocal(vf x) {
+#if defined(__AVX512F__)
+  vf r = (vf)_mm512_rcp14_ps((__m512)x);
+  return r * (2.0f - x * r);
+#elif defined(__AVX2__)
+  vf r = (vf)_mm256_rcp_ps((__m256)x);
+  return r * (2.0f - x * r);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// The lanes in another order: lane i comes from lane i ^ DISTANCE.
+template <int DISTANCE>
+LL_INLINE vf swapped(vf x) {
+  vi from;
+  for (int i = 0; i < W; i++) from[i] = i ^ DISTANCE;
+#if defined(__clang__)
+  vf y;
+  for (int i = 0; i < W; i++) y[i] = x[from[i]];
+  return y;
+#else
+  return __builtin_shuffle(x, from);
+#endif
+}
+
+LL_INLINE float sum_of(vf x) {
+  if constexpr (W > 8) x += swapped<8>(x);
+  if constexpr (W > 4) x += swapped<4>(x);
+  x += swapped<2>(x);
+  return x[0] + x[1];
+}
+
+LL_INLINE float largest_of(vf x) {
+  if constexpr (W > 8) x = larger(x, swapped<8>(x));
+  if constexpr (W > 4) x = larger(x, swapped<4>(x));
+  x = larger(x, swapped<2>(x));
+  return x[0] > x[1] ? x[0] : x[1];
+}
+
+// 2^x for x <= 0 (and up to 126): error below 2e-7 relative; exactly 0 for x <= -127 and for -inf; NaN stays NaN.
+// x = n + f with |f| <= 1/2; 2^f by its minimax polynomial of degree 6, 2^n by its bits.
+LL_INLINE vf exp2(vf x) {
+  x = larger(splat(-127.0f), x);
+  const vf magic = splat(12582912.0f + 127.0f);  // 1.5 * 2^23: the sum's low bits are n + 127
+  vf t = x + magic;
+  vf f = x - (t - magic);
+  vf p = splat(1.5353361893281382e-4f);
+  p = p * f + 1.3398874422563128e-3f;
+  p = p * f + 9.6184373578083460e-3f;
+  p = p * f + 5.5503324710993188e-2f;
+  p = p * f + 2.4022647913626613e-1f;
+  p = p * f + 6.9314720285508336e-1f;
+  p = p * f + 1.0f;
+  return p * as_float(as_int(t) << 23);
+}
+
+// e^x for x <= 0, in the same way.
+LL_INLINE vf exp(vf x) { return exp2(x * LOG2E); }
+
+LL_INLINE float exp2_scalar(float x) { return exp2(splat(x))[0]; }
+LL_INLINE float exp_scalar(float x) { return exp(splat(x))[0]; }
+
+// --- storage types -------------------------------------------------------------------------------------------------
+
+LL_INLINE float from_bf16(uint16_t x) {
+  uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+
+LL_INLINE uint16_t to_bf16(float x) {  // to the nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+LL_INLINE float from_f16(uint16_t x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x);
+#else
+  uint32_t sign = static_cast<uint32_t>(x & 0x8000) << 16, rest = x & 0x7fff;
+  if (rest >= 0x7c00) {  // inf and NaN
+    uint32_t bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+  }
+  uint32_t bits = rest << 13;  // scaled by 2^-112: exact for subnormals too
+  float y;
+  std::memcpy(&y, &bits, 4);
+  y *= 5.192296858534828e33f;
+  return sign ? -y : y;
+#endif
+}
+
+LL_INLINE uint16_t to_f16(float x) {
+#if defined(__F16C__)
+  return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00;
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to 65536 or more
+  if (bits < 0x38800000) {  // subnormal: the float addition rounds
+    float y;
+    std::memcpy(&y, &bits, 4);
+    y += 0.5f;
+    std::memcpy(&bits, &y, 4);
+    return sign | static_cast<uint16_t>(bits - 0x3f000000);
+  }
+  return sign | static_cast<uint16_t>((bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13);
+#endif
+}
+
+}  // namespace limelight::LIMELIGHT_ISA

@@ -1,0 +1,234 @@
+"""The C++ kernels against float64: outputs, lse, gradients and what they observe, over generated cases."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import limelight
+from limelight import attend, causal, dense, dot, lengths, look, top, window
+from limelight.backends import extension
+from limelight.errors import BackendError
+
+pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason=f"{extension.refusal()}")
+
+WIDTHS = (1, 3, 8, 13, 31, 64, 97)
+LENGTHS = (1, 2, 7, 24, 41, 131, 200, 389)
+
+
+def _random(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@st.composite
+def cases(draw, additive=False):
+    """(query, key, value) in float64, keyword arguments of `attend`."""
+    n, G = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2)))
+    H = G * draw(st.sampled_from((1, 3)))
+    most = 60 if additive else 400
+    T, S = (draw(st.sampled_from([one for one in LENGTHS if one < most])) for _ in "TS")
+    D, E = draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(WIDTHS))
+    seed = draw(st.integers(0, 99))
+    query, key, value = _random(seed, n, H, T, D), _random(seed + 1, n, G, S, D), _random(seed + 2, n, G, S, E)
+    masks = {
+        "causal": lambda: causal(draw(st.sampled_from(("end", "start")))),
+        "window": lambda: window(draw(st.integers(0, 9)), draw(st.integers(0, 9))),
+        "lengths": lambda: lengths(torch.tensor([draw(st.integers(0, S)) for _ in range(n)])),
+        "dense": lambda: dense(_random(seed + 3, draw(st.sampled_from((1, n))), 1, T, S) > -0.5),
+    }
+    mask = None
+    for name in draw(st.lists(st.sampled_from(sorted(masks)), unique=True, max_size=3)):
+        mask = masks[name]() if mask is None else mask & masks[name]()
+    arguments = {"mask": mask}
+    if draw(st.booleans()):
+        bias = _random(seed + 4, H, draw(st.sampled_from((1, T))), S)
+        arguments["bias"] = bias.masked_fill(bias > 1.5, -math.inf)
+    if draw(st.booleans()):
+        arguments |= {"dropout": 0.3, "seed": draw(st.integers(0, 2**63 - 1))}
+    return (query, key, value), arguments
+
+
+def _everything(inputs, arguments, backend, dtype, make=lambda *_: dot()):
+    """Output, lse, then the gradients of both to every input."""
+    leaves = [one.to(dtype).requires_grad_() for one in inputs]
+    arguments = {name: one.to(dtype) if name == "bias" else one for name, one in arguments.items()}
+    output, view = look(*leaves[:3], score=make(*leaves[3:]), backend=backend, **arguments)
+    to_output, to_lse = _random(7, *output.shape).to(output.dtype), _random(8, *view.lse.shape).to(view.dtype)
+    lse = view.lse
+    total = (output * to_output).sum() + (lse.masked_fill(lse == -math.inf, 0) * to_lse).sum()
+    return output, lse, *torch.autograd.grad(total, leaves)
+
+
+def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot()):
+    """The kernel errs no more than twice as far as the textbook in the same dtype, or a few roundings.
+
+    A score's gradient is a difference of two sums of E products, which the textbook takes in the same order and the
+    kernel does not: its roundings stay where those of the textbook cancel, so gradients have the bound of `tolerance`.
+    """
+    terms = sum(one.shape[-1] for one in inputs[:3])
+    narrow = [one.to(dtype).double() for one in inputs]
+    if "bias" in arguments:
+        arguments = arguments | {"bias": arguments["bias"].to(dtype).double()}
+    exact = _everything(narrow, arguments, "reference", torch.float64, make)
+    honest = _everything(narrow, arguments, "reference", dtype, make)
+    ours = _everything(narrow, arguments, "native", dtype, make)
+    for place, (have, other, want) in enumerate(zip(ours, honest, exact, strict=True)):
+        finite = want.isfinite()
+        assert torch.equal(have.isfinite(), finite), place
+        if not finite.any():
+            continue
+        size = max(1.0, want[finite].abs().max().item())
+        error, allowed = ((one[finite] - want[finite]).abs().max().item() for one in (have, other))
+        roundings = 8 if place < 2 else 4 * terms
+        limit = 2 * allowed + roundings * torch.finfo(torch.float32).eps * size
+        assert error <= limit, f"{place}: {error} against {allowed}"
+
+
+@given(case=cases())
+@settings(max_examples=80, deadline=None)
+def test_dot_agrees_with_the_reference_in_float64(case):
+    _agree(*case)
+
+
+@given(case=cases(additive=True), per_head=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_additive_agrees_with_the_reference_in_float64(case, per_head):
+    inputs, arguments = case
+    (_, H, _, D), size = inputs[0].shape, 1 / math.sqrt(inputs[0].shape[-1])
+    vector = _random(9, H, D) * size if per_head else _random(9, D) * size
+    _agree((*inputs, vector), arguments, make=limelight.additive)
+
+
+@given(case=cases())
+@settings(max_examples=25, deadline=None)
+def test_observations_agree_with_the_reference(case):
+    inputs, arguments = case
+    arguments = {name: one for name, one in arguments.items() if name not in ("dropout", "seed")}
+    expected = look(*inputs, backend="reference", **arguments)[1]
+    narrow = {name: one.float() if name == "bias" else one for name, one in arguments.items()}
+    floats = [one.float() for one in inputs]
+    view = look(*floats, backend="native", observe=("received", "entropy", top(3)), **narrow)[1]
+    rows = max(1, inputs[0].shape[2])
+    torch.testing.assert_close(view.entropy().double(), expected.entropy(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(view.received().double(), expected.received(), rtol=1e-5, atol=1e-6 * rows)
+    found, wanted = view.top(3), expected.top(3)
+    torch.testing.assert_close(found.weights.double(), wanted.weights, rtol=1e-5, atol=1e-6)
+    other = found.indices != wanted.indices  # equal but for a rounding
+    assert (found.weights - wanted.weights)[other].abs().le(1e-6).all()
+    assert torch.equal(found.indices < 0, wanted.indices < 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", [None, causal()])
+def test_narrow_dtypes_are_storage_only(dtype, mask):
+    _agree((_random(1, 1, 2, 67, 40), _random(2, 1, 1, 53, 40), _random(3, 1, 1, 53, 24)), {"mask": mask}, dtype)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 30.0, 1e4])
+def test_tiny_and_huge_scores(scale):
+    query, key, value = _random(1, 1, 1, 37, 16), _random(2, 1, 1, 41, 16), _random(3, 1, 1, 41, 16)
+    _agree((query * scale, key, value), {})
+
+
+def test_any_strides_give_the_same_bits():
+    query, key, value = (_random(seed, 2, 3, 29, 20).float() for seed in (1, 2, 3))
+    expected = attend(query, key, value, backend="native")
+    turned = [one.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0) for one in (query, key, value)]
+    sliced = [torch.cat([one, one], -1)[..., :20] for one in (query, key, value)]
+    assert not any(one.is_contiguous() for one in (*turned, *sliced))
+    assert torch.equal(attend(*turned, backend="native"), expected)
+    assert torch.equal(attend(*sliced, backend="native"), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_repeated_runs_give_the_same_bits(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        inputs = [_random(seed, 1, 3, 300, 32) for seed in (1, 2, 3)]
+        runs = [
+            _everything(inputs, {"mask": causal(), "dropout": 0.2, "seed": 3}, "native", torch.float32) for _ in "ab"
+        ]
+        floats = [one.float() for one in inputs]
+        received = [look(*floats, backend="native", observe=("received",))[1].received() for _ in "ab"]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*received)
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("backend", ["streaming", "reference"])
+def test_the_same_weights_are_dropped_as_elsewhere(backend):
+    query, key, value = (_random(seed, 2, 3, 37, 20).float() for seed in (1, 2, 3))
+    ours, theirs = (attend(query, key, value, dropout=0.5, seed=2**62 + 5, backend=one) for one in ("native", backend))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [1, 2])
+def test_what_stands_behind_a_mask_is_never_seen(number, place):
+    def run(behind):
+        leaves = [_random(seed, 2, 2, size, 20).float() for seed, size in ((1, 30), (2, 37), (3, 37))]
+        leaves[place][0, :, 20:] = behind  # beyond the length
+        leaves[place][1, :, 30:] = behind  # behind the causal mask
+        leaves = [one.requires_grad_() for one in leaves]
+        output = attend(*leaves, mask=lengths(torch.tensor([20, 37])) & causal("start"), backend="native")
+        return output, *torch.autograd.grad(output.square().sum(), leaves)
+
+    for clean, spoilt in zip(run(0.0), run(number), strict=True):
+        torch.testing.assert_close(spoilt, clean, rtol=2e-5, atol=2e-5)
+
+
+def test_rows_without_keys_give_zeros_whatever_comes_back():
+    leaves = [_random(seed, 2, 2, 23, 20).float().requires_grad_() for seed in (1, 2, 3)]
+    output, view = look(*leaves, mask=lengths(torch.tensor([0, 5])), backend="native", observe=("entropy", top(2)))
+    to_output = torch.ones_like(output)
+    to_output[0] = math.nan
+    grads = torch.autograd.grad(output, leaves, to_output)
+    assert torch.equal(output[0], torch.zeros_like(output[0]))
+    assert (view.lse[0] == -math.inf).all()
+    assert (view.entropy()[0] == 0).all()
+    assert (view.top(2).indices[0] == -1).all()
+    for grad in grads:
+        assert torch.equal(grad[0], torch.zeros_like(grad[0]))
+        assert grad.isfinite().all()
+
+
+def test_gradients_of_gradients_are_refused():
+    leaf = _random(1, 1, 1, 5, 4).float().requires_grad_()
+    (slope,) = torch.autograd.grad(attend(leaf, leaf, leaf, backend="native").sum(), leaf, create_graph=True)
+    with pytest.raises(BackendError, match="'native' has first derivatives only"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"mask": ~causal()}, "the mask is not a band"),
+        ({"score": limelight.tile_score(lambda q, k, query_index, key_index: q @ k.mT)}, "neither a dot product nor"),
+        ({"bias": torch.zeros(5, 5, requires_grad=True)}, "no gradient of a bias"),
+    ],
+)
+def test_what_it_cannot_run_it_says(change, reason):
+    query = torch.zeros(1, 1, 5, 4)
+    assert reason in str(limelight.explain(query, query, query, **change).reasons["native"])
+    with pytest.raises(BackendError, match=reason):
+        attend(query, query, query, backend="native", **change)
+
+
+@pytest.mark.parametrize("score", [dot(), limelight.additive(torch.ones(20))])
+def test_nan_in_sight_comes_out_as_elsewhere(score):
+    def run(backend):
+        leaves = [_random(seed, 1, 2, 23, 20).float() for seed in (1, 2, 3)]
+        leaves[2][0, 0, 5, 3] = math.nan
+        leaves = [one.requires_grad_() for one in leaves]
+        output = attend(*leaves, score=score, mask=causal(), backend=backend)
+        return output, *torch.autograd.grad(output.nansum(), leaves)
+
+    for ours, theirs in zip(run("native"), run("streaming"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
