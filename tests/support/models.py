@@ -41,7 +41,7 @@ def make(name: str, *, dropout: float = 0.0, seed: int = 41) -> TranslationModel
     torch.manual_seed(seed)
     vocabularies = {"source_vocabulary": SOURCES, "target_vocabulary": TARGETS}
     if name in _RNN:
-        sizes = {"embedding": 5, "hidden": 7, "dropout": dropout}
+        sizes = {"embedding": 5, "hidden": 7, "dropout": dropout, "tied_output": False}
         model = build_model(model_config("rnn", **vocabularies | sizes | _RNN[name]))
     else:
         sizes = {"width": 12, "feedforward": 17, "heads": 3, "encoder_layers": 2, "decoder_layers": 2}

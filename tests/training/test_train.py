@@ -153,7 +153,7 @@ def test_the_log_is_json_lines_with_what_happened(corpus, tmp_path, monkeypatch)
         assert {"event", "update", "epoch", "tokens", "seconds"} <= record.keys()
         if record["event"] == "train":
             assert record["tokens_per_second"] > 0
-            assert 0 < record["rate"] <= 1e-3
+            assert 0 < record["rate"] <= 2e-3
             assert 0 < record["loss"] < 2 * math.log(15)
         else:
             assert 0 <= record["bleu"] <= 100
@@ -261,11 +261,11 @@ def test_an_update_is_adams(corpus, tmp_path, optimizer):
     tiny(corpus, tmp_path / "still", updates=1, warmup=0, rate=1e-30)
     moved, start = (read_tensors(tmp_path / name / "best.safetensors")[0] for name in ("run", "still"))
     step = moved["output.bias"] - start["output.bias"]
-    assert step.abs().max().item() == pytest.approx(1e-3, rel=1e-3)
+    assert step.abs().max().item() == pytest.approx(2e-3, rel=1e-3)
     weight = "encoder.rnn.weight_hh_l0"
     step = (moved[weight] - start[weight]).abs().max().item()
     # Decay moves a weight of up to 1 by another rate · 0.5 · weight.
-    assert step <= 1.001e-3 if optimizer == "adam" else 1.05e-3 < step < 1.5e-3
+    assert step <= 2.002e-3 if optimizer == "adam" else 2.1e-3 < step < 3e-3
 
 
 def test_gradients_are_clipped(corpus, tmp_path):

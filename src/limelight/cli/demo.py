@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # The phrases have some 600 words, each a token; a small model learns them in seconds.
 _SETTINGS: dict[str, Any] = {
     "tokens": "word",
+    "loose_ends": 0,
     "attention": "bahdanau",
     "embedding": 64,
     "hidden": 128,

@@ -42,7 +42,7 @@ def train(
     max_words: Annotated[int | None, _option(_DATA, "Longer sentences are skipped.", "250")] = None,
     max_tokens: Annotated[int | None, _option(_DATA, "Longer sentences are skipped.", "256")] = None,
     loose_ends: Annotated[
-        float | None, _option(_DATA, "Share of pairs also learned without closing punctuation.", "0")
+        int | None, _option(_DATA, "Pairs of so many words are also learned without closing punctuation.", "3")
     ] = None,
     model: Annotated[str | None, _option(_SIZES, "rnn or transformer.", "rnn")] = None,
     attention: Annotated[
@@ -61,7 +61,7 @@ def train(
     encoder_layers: Annotated[int | None, _option(_SIZES, "transformer: blocks in the encoder.", "3")] = None,
     decoder_layers: Annotated[int | None, _option(_SIZES, "transformer: blocks in the decoder.", "3")] = None,
     norm: Annotated[str | None, _option(_SIZES, "transformer: pre or post.", "pre")] = None,
-    dropout: Annotated[float | None, _option(_SIZES, "Share of units dropped.", "0.2 rnn, 0.1 transformer")] = None,
+    dropout: Annotated[float | None, _option(_SIZES, "Share of units dropped.", "0.15 rnn, 0.1 transformer")] = None,
     shared_embeddings: Annotated[
         bool | None, _option(_SIZES, "One embedding for both sides; needs --joint.", "no", "--shared-embeddings")
     ] = None,
@@ -70,16 +70,16 @@ def train(
         _option(
             _SIZES,
             "Output weights are the target embedding.",
-            "no rnn, yes transformer",
+            "yes",
             "--tied-output/--no-tied-output",
         ),
     ] = None,
     epochs: Annotated[int | None, _option(_HOW, "Passes over the training part.", "10")] = None,
     updates: Annotated[int | None, _option(_HOW, "Stop after this many updates instead.")] = None,
     minutes: Annotated[float | None, _option(_HOW, "Stop after this time at the latest.")] = None,
-    batch_tokens: Annotated[int | None, _option(_HOW, "Most tokens of a batch, padding included.", "4096")] = None,
+    batch_tokens: Annotated[int | None, _option(_HOW, "Most tokens of a batch, padding included.", "1024")] = None,
     optimizer: Annotated[str | None, _option(_HOW, "adam or adamw.", "adam")] = None,
-    rate: Annotated[float | None, _option(_HOW, "Peak learning rate.", "0.001")] = None,
+    rate: Annotated[float | None, _option(_HOW, "Peak learning rate.", "0.002 rnn, 0.001 transformer")] = None,
     schedule: Annotated[str | None, _option(_HOW, "constant, linear, cosine or inverse-sqrt.", "cosine")] = None,
     warmup: Annotated[int | None, _option(_HOW, "Updates of warm-up.", "200 rnn, 1000 transformer")] = None,
     weight_decay: Annotated[float | None, _option(_HOW, "Of AdamW.", "0.01")] = None,

@@ -40,9 +40,9 @@ class Seq2SeqConfig:
     cell: Cell = "gru"
     attention: Attention = "bahdanau"
     input_feeding: bool = False
-    dropout: float = 0.2
+    dropout: float = 0.15
     shared_embeddings: bool = False
-    tied_output: bool = False
+    tied_output: bool = True
     pad: int = 0
 
     def __post_init__(self) -> None:

@@ -24,8 +24,8 @@ class DataConfig:
         test: how many source sentences to hold out for a test, when no dev file is given.
         max_words: longer sentences, in whitespace words, are skipped.
         max_tokens: longer sentences, in tokens, are skipped.
-        loose_ends: the share of training pairs that are learned a second time without their closing punctuation, so
-            that "hello" is known where the corpus has only "Hello!".
+        loose_ends: training pairs of up to so many source words are learned a second time, without their closing
+            punctuation, so that "hello" is known where the corpus has only "Hello!"; 0 for none.
 
     Raises:
         ArgumentError: a value breaks a rule.
@@ -39,15 +39,14 @@ class DataConfig:
     test: int = 2000
     max_words: int = 250
     max_tokens: int = 256
-    loose_ends: float = 0.0
+    loose_ends: int = 3
 
     def __post_init__(self) -> None:
         if self.tokens not in ("bpe", "word", "char"):
             raise ArgumentError(f"tokens: must be 'bpe', 'word' or 'char', got {self.tokens!r}")
         for name, least in (("vocabulary", 16), ("dev", 1), ("test", 0), ("max_words", 1), ("max_tokens", 4)):
             _whole(name, getattr(self, name), least)
-        if not (_is_number(self.loose_ends) and 0 <= self.loose_ends <= 1):
-            raise ArgumentError(f"loose_ends: must be in [0, 1], got {self.loose_ends!r}")
+        _whole("loose_ends", self.loose_ends, 0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class TrainingConfig:
     epochs: int = 10
     updates: int | None = None
     minutes: float | None = None
-    batch_tokens: int = 4096
+    batch_tokens: int = 1024
     optimizer: Literal["adam", "adamw"] = "adam"
     rate: float = 1e-3
     schedule: Schedule = "cosine"

@@ -1,7 +1,6 @@
 """From a corpus to what training reads: the split, the vocabularies, the encoded training part."""
 
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -144,10 +143,10 @@ def _learn_tokenizers(train: Corpus, config: DataConfig) -> tuple[Tokenizer, Tok
     return learn(lambda pair: (pair.source,)), learn(lambda pair: (pair.target,))
 
 
-def _with_loose_ends(pairs: Iterable[Pair], share: float) -> Iterator[Pair]:
+def _with_loose_ends(pairs: Iterable[Pair], words: int) -> Iterator[Pair]:
     for pair in pairs:
         yield pair
-        if not share or zlib.crc32(f"{pair.source}\t{pair.target}".encode()) / 2**32 >= share:
+        if len(pair.source.split()) > words:
             continue
         source, target = pair.source.strip(_ENDS), pair.target.strip(_ENDS)
         if source and target and (source, target) != (pair.source, pair.target):

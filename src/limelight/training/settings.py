@@ -17,7 +17,7 @@ _DERIVED = ("source_vocabulary", "target_vocabulary", "pad")  # known only once 
 
 # What suits a kind of model where the user says nothing.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "rnn": {"rate": 1e-3, "warmup": 200},
+    "rnn": {"rate": 2e-3, "warmup": 200},
     "transformer": {"rate": 1e-3, "warmup": 1000},
 }
 
