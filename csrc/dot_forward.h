@@ -5,6 +5,7 @@
 // softmax and the sum over values stay in the first cache.
 #pragma once
 
+#include "dot_decode.h"
 #include "dropout.h"
 #include "product.h"
 #include "softmax.h"
@@ -126,21 +127,11 @@ class DotForward {
 
   void finish() {
     for (int64_t r = 0; r < count_; r++) {
-      const float total = sum_of(load(state_.total + r * W)), inverse = total == 0 ? 0.0f : 1 / total;
-      const int64_t row = (n_ * call_.H + h_) * call_.T + first_ + r;
-      Tensor output = call_.output;
-      write_row(row_at(output, call_.type, n_, h_, first_ + r), call_.type, output.column, call_.E, sum_ + r * width_, inverse);
-      const float m = state_.largest[r];
-      if (call_.lse) call_.lse[row] = total == 0 ? -INF : m + std::log(total);
-      if (call_.rows) call_.rows[2 * row] = total == 0 ? 0.0f : m, call_.rows[2 * row + 1] = inverse;
-      if (state_.spread)
-        call_.seen.entropy[row] =
-            total == 0 ? 0.0f : std::max(0.0f, std::log(total) - sum_of(load(state_.spread + r * W)) * inverse);
-      for (int32_t k = 0; k < strongest_.k; k++) {
-        const float score = strongest_.score[r * strongest_.k + k];
-        call_.seen.top_index[row * strongest_.k + k] = strongest_.index[r * strongest_.k + k];
-        call_.seen.top_weight[row * strongest_.k + k] = score == -INF ? 0.0f : exp_scalar(score - m) * inverse;
-      }
+      const int64_t i = first_ + r;
+      const float spread = state_.spread ? sum_of(load(state_.spread + r * W)) : 0.0f, m = state_.largest[r];
+      const float total = sum_of(load(state_.total + r * W));
+      const float inverse = write_result(call_, n_, h_, i, m, total, spread, sum_ + r * width_);
+      if (strongest_.k) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + i, r, m, inverse);
       state_.change[r] = inverse;
     }
   }
@@ -192,6 +183,7 @@ class DotForward {
 };
 
 inline bool dot_forward(const Forward& call) {
+  if (call.N * call.H * call.T > 0 && few_queries(call)) return DotDecode(call).run();
   const int64_t rows = rows_per_unit(call), per_head = (call.T + rows - 1) / rows, units = call.N * call.H * per_head;
   if (units == 0) return true;
   std::vector<int64_t> costs(static_cast<size_t>(units));

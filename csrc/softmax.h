@@ -3,6 +3,7 @@
 // Scores are not taken in base 2: at 10^4 the roundings of that would show.
 #pragma once
 
+#include "product.h"
 #include "work.h"
 
 namespace limelight::LIMELIGHT_ISA {
@@ -91,6 +92,14 @@ struct Strongest {
         if (s[i] > held[k - 1]) insert(r, s[i], static_cast<int32_t>(key + i));
     }
   }
+  // Line `line` of the answer: those of row r, weighed with the row's m and 1 / l.
+  void write(const Observed& seen, int64_t line, int64_t r, float m, float inverse) const {
+    for (int32_t i = 0; i < k; i++) {
+      const float s = score[r * k + i];
+      seen.top_index[line * k + i] = index[r * k + i];
+      seen.top_weight[line * k + i] = s == -INF ? 0.0f : exp_scalar(s - m) * inverse;
+    }
+  }
 
  private:
   void insert(int64_t r, float s, int32_t key) {
@@ -105,5 +114,19 @@ struct Strongest {
     keys[place] = key;
   }
 };
+
+// Row i of head h is done: write its output and what is known of it from m, l = `total`, e = `spread` and the sums over
+// the values. Returns 1 / l, and 0 of a row that saw nothing.
+inline float write_result(const Forward& call, int64_t n, int64_t h, int64_t i, float m, float total, float spread,
+                          const float* sums) {
+  const int64_t line = (n * call.H + h) * call.T + i;
+  const float inverse = total == 0 ? 0.0f : 1 / total;
+  Tensor output = call.output;
+  write_row(row_at(output, call.type, n, h, i), call.type, output.column, call.E, sums, inverse);
+  if (call.lse) call.lse[line] = total == 0 ? -INF : m + std::log(total);
+  if (call.rows) call.rows[2 * line] = total == 0 ? 0.0f : m, call.rows[2 * line + 1] = inverse;
+  if (call.seen.entropy) call.seen.entropy[line] = total == 0 ? 0.0f : std::max(0.0f, std::log(total) - spread * inverse);
+  return inverse;
+}
 
 }  // namespace limelight::LIMELIGHT_ISA

@@ -1,0 +1,243 @@
+// Forward pass of dot scores for few queries, as in decoding: one token against a long cache, or many short sequences.
+// The work is to read keys and values once, so nothing is packed. A piece is a run of stretches of keys of one key head,
+// met by all queries that share it; each piece has a softmax of its own, and the pieces of a head are put together in order.
+#pragma once
+
+#include <numeric>
+#include <utility>
+
+#include "product.h"
+#include "softmax.h"
+
+namespace limelight::LIMELIGHT_ISA {
+
+constexpr int64_t FEW = 6;        // queries that share a key head, at most
+constexpr int64_t STRETCH = 128;  // keys that are met at a time
+constexpr int AT_ONCE = 4;        // keys in a register tile
+
+inline bool few_queries(const Forward& call) { return call.H / call.G * call.T <= FEW && call.dropout.rate == 0; }
+
+// s[j] = q . k_j for COUNT keys.
+template <int COUNT>
+LL_INLINE void dots(const float* q, const float* const* keys, int64_t width, float* s) {
+  vf sum[COUNT]{};
+  int64_t x = 0;
+  for (; x + W <= width; x += W)
+    for (int j = 0; j < COUNT; j++) sum[j] += load(q + x) * load(keys[j] + x);
+  for (int j = 0; j < COUNT; j++) {
+    float rest = 0;
+    for (int64_t y = x; y < width; y++) rest += q[y] * keys[j][y];
+    s[j] = sum_of(sum[j]) + rest;
+  }
+}
+
+// sums = change * sums + p[0] v_0 + ... + p[count - 1] v_(count - 1), VECS vectors wide, LINES values at a time: enough
+// sums that none waits for another.
+template <int VECS, int LINES>
+LL_INLINE void mix(const float* p, const float* values, int64_t row, int64_t count, float change, float* sums) {
+  vf sum[LINES][VECS]{};
+  for (int x = 0; x < VECS; x++) sum[0][x] = load(sums + x * W) * change;
+  int64_t j = 0;
+  for (; j + LINES <= count; j += LINES)
+    for (int i = 0; i < LINES; i++)
+      for (int x = 0; x < VECS; x++) sum[i][x] += p[j + i] * load(values + (j + i) * row + x * W);
+  for (; j < count; j++)
+    for (int x = 0; x < VECS; x++) sum[0][x] += p[j] * load(values + j * row + x * W);
+  for (int x = 0; x < VECS; x++) {
+    for (int i = 1; i < LINES; i++) sum[0][x] += sum[i][x];
+    store(sums + x * W, sum[0][x]);
+  }
+}
+
+class DotDecode {
+ public:
+  explicit DotDecode(const Forward& call)
+      : call_(call), shared_(call.H / call.G), rows_(shared_ * call.T), width_(padded(call.E)),
+        stretches_((call.S + STRETCH - 1) / STRETCH), looks_back_(call.seen.received || call.seen.top),
+        units_(call.N * call.G), parts_(parts(call)), cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
+        own_size_(rows_ * (Scratch::room(call.D) + STRETCH + 2 * W + 2) + AT_ONCE * call.D + STRETCH * call.E + 8 * 16),
+        scratch_(units_ * cuts_ * rows_ * (width_ + 3) + (looks_back_ ? units_ * rows_ * stretches_ * STRETCH : 0) +
+                 parts_ * own_size_ + 3 * 16) {
+    sums_ = scratch_.take(units_ * cuts_ * rows_ * width_);
+    ends_ = scratch_.take(units_ * cuts_ * rows_ * 3);
+    scores_ = looks_back_ ? scratch_.take(units_ * rows_ * stretches_ * STRETCH) : nullptr;
+    own_ = scratch_.take(parts_ * own_size_);
+  }
+
+  // False where NaN or inf came into the sums.
+  bool run() {
+    std::vector<char> clean(static_cast<size_t>(parts_), 1);
+    const int64_t pieces = units_ * cuts_;
+    in_parallel(static_cast<int>(parts_), [&](int part) {
+      const Own own = own_of(part);
+      for (int64_t piece = pieces * part / parts_; piece < pieces * (part + 1) / parts_; piece++) meet(piece, own);
+      if (cuts_ == 1) clean[static_cast<size_t>(part)] = conclude(pieces * part / parts_, pieces * (part + 1) / parts_);
+    });
+    if (cuts_ > 1) clean[0] = conclude(0, units_);
+    return std::all_of(clean.begin(), clean.end(), [](char one) { return one; });
+  }
+
+ private:
+  struct Own {  // what a thread works with
+    float *query, *weights, *key, *value;
+    RowState state;
+  };
+
+  static int64_t parts(const Forward& call) {
+    const int64_t work = call.N * call.H * call.T * call.S * (call.D + call.E);
+    return std::clamp<int64_t>(1 + work / 100000, 1, std::max<int64_t>(1, call.threads));
+  }
+
+  Own own_of(int part) const {
+    float* at = own_ + part * own_size_;
+    const auto take = [&at](int64_t floats) { return std::exchange(at, at + Scratch::room(floats)); };
+    Own own{take(rows_ * call_.D), take(rows_ * STRETCH), take(AT_ONCE * call_.D), take(STRETCH * call_.E), {}};
+    own.state = {take(rows_), take(rows_), take(rows_ * W), call_.seen.entropy ? take(rows_ * W) : nullptr};
+    return own;
+  }
+
+  int64_t head(int64_t g, int64_t r) const { return g * shared_ + r / call_.T; }
+  float* scores(int64_t unit, int64_t r) const { return scores_ + (unit * rows_ + r) * stretches_ * STRETCH; }
+
+  void meet(int64_t piece, const Own& own) {
+    const int64_t unit = piece / cuts_, cut = piece % cuts_, n = unit / call_.G, g = unit % call_.G;
+    const Span all = keys_of_rows(call_, n, 0, call_.T);
+    const int64_t first = std::max<int64_t>(0, all.first) / STRETCH, last = (std::max<int64_t>(0, all.last) + STRETCH - 1) / STRETCH;
+    const int64_t count = std::max<int64_t>(0, last - first);
+    RowState state = own.state;
+    state.clear(rows_);
+    float* sums = sums_ + piece * rows_ * width_;
+    std::fill(sums, sums + rows_ * width_, 0.0f);
+    Watch ignored;
+    for (int64_t r = 0; r < rows_; r++)
+      pack_rows(call_.query, call_.type, n, head(g, r), r % call_.T, 1, call_.D, call_.scale, own.query + r * call_.D, own.key,
+                ignored);
+    for (int64_t at = first + count * cut / cuts_; at < first + count * (cut + 1) / cuts_; at++) {
+      const int64_t key = at * STRETCH, end = std::min(key + STRETCH, all.last);
+      score(n, g, unit, std::max(key, all.first), end, key, own, state);
+      add_values(n, g, std::max(key, all.first), end, key, own, state, sums);
+    }
+    for (int64_t r = 0; r < rows_; r++) {
+      float* ends = ends_ + (piece * rows_ + r) * 3;
+      ends[0] = state.largest[r];
+      ends[1] = sum_of(load(state.total + r * W));
+      ends[2] = state.spread ? sum_of(load(state.spread + r * W)) : 0.0f;
+    }
+  }
+
+  // Scores of keys [first, last), their softmax so far; what is not to be seen in the stretch that begins at `key` is -inf.
+  void score(int64_t n, int64_t g, int64_t unit, int64_t first, int64_t last, int64_t key, const Own& own, RowState& state) {
+    for (int64_t j = first; j < last; j += AT_ONCE) {
+      const float* keys[AT_ONCE];
+      for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
+        keys[i] = floats(row_at(call_.key, call_.type, n, g, std::min(j + i, last - 1)), call_.type, call_.key.column, call_.D,
+                         own.key + i * call_.D);
+      for (int64_t r = 0; r < rows_; r++) {
+        float four[AT_ONCE];
+        dots<AT_ONCE>(own.query + r * call_.D, keys, call_.D, four);
+        for (int64_t i = 0; i < AT_ONCE && j + i < last; i++) own.weights[r * STRETCH + j + i - key] = four[i];
+      }
+    }
+    const int64_t to = (last - key + W - 1) / W * W;
+    for (int64_t r = 0; r < rows_; r++) {
+      float* s = own.weights + r * STRETCH;
+      const Span keys = keys_of_row(call_, n, r % call_.T);
+      apply_mask(call_, n, head(g, r), r % call_.T, key, {std::max(keys.first, first), std::min(keys.last, last)}, s, 0, to);
+      if (scores_) {
+        float* kept = scores(unit, r) + key;
+        std::copy(s, s + to, kept);
+        std::fill(kept + to, kept + STRETCH, -INF);
+      }
+      if (state.spread) soften<true>(state, r, s, 0, to);
+      else soften<false>(state, r, s, 0, to);
+    }
+  }
+
+  void add_values(int64_t n, int64_t g, int64_t first, int64_t last, int64_t key, const Own& own, RowState& state, float* sums) {
+    const float* values = own.value;
+    int64_t row = call_.E;
+    if (call_.type == Type::f32 && call_.value.column == 1) {
+      values = static_cast<const float*>(row_at(call_.value, call_.type, n, g, first));
+      row = call_.value.row;
+    } else {
+      for (int64_t j = first; j < last; j++)
+        floats(row_at(call_.value, call_.type, n, g, j), call_.type, call_.value.column, call_.E, own.value + (j - first) * row);
+    }
+    for (int64_t r = 0; r < rows_; r++) {
+      const float *p = own.weights + r * STRETCH + first - key, change = state.change[r];
+      float* to = sums + r * width_;
+      int64_t x = 0;
+      for (; x + 8 * W <= call_.E; x += 8 * W) mix<8, 1>(p, values + x, row, last - first, change, to + x);
+      for (; x + 4 * W <= call_.E; x += 4 * W) mix<4, 2>(p, values + x, row, last - first, change, to + x);
+      for (; x + W <= call_.E; x += W) mix<1, 4>(p, values + x, row, last - first, change, to + x);
+      for (; x < call_.E; x++) {
+        float sum = to[x] * change;
+        for (int64_t j = 0; j < last - first; j++) sum += p[j] * values[j * row + x];
+        to[x] = sum;
+      }
+    }
+  }
+
+  // Heads [first, last): their pieces put together, written, and what is to be observed of them.
+  bool conclude(int64_t first, int64_t last) const {
+    Watch watch;
+    std::vector<float> top_scores(static_cast<size_t>(call_.seen.top));
+    std::vector<int32_t> top_keys(static_cast<size_t>(call_.seen.top));
+    Strongest strongest{call_.seen.top, top_scores.data(), top_keys.data()};
+    for (int64_t unit = first; unit < last; unit++)
+      for (int64_t r = 0; r < rows_; r++) {
+        float* ends = ends_ + (unit * cuts_ * rows_ + r) * 3;
+        float* sums = sums_ + (unit * cuts_ * rows_ + r) * width_;
+        for (int64_t cut = 1; cut < cuts_; cut++) join(ends, sums, cut * rows_);
+        const int64_t n = unit / call_.G, h = head(unit % call_.G, r), i = r % call_.T;
+        watch.see(ends[1]);
+        for (int64_t x = 0; x < width_; x += W) watch.see(load(sums + x));
+        const float inverse = write_result(call_, n, h, i, ends[0], ends[1], ends[2], sums);
+        if (scores_) look_back(unit, r, n, h, i, ends[0], inverse, strongest);
+      }
+    return watch.clean();
+  }
+
+  // The piece that lies `away` rows further on joins this one.
+  void join(float* ends, float* sums, int64_t away) const {
+    const float *other = ends + away * 3, *more = sums + away * width_;
+    const float m = std::max(ends[0], other[0]);
+    if (m == -INF) return;
+    const float fall = ends[0] - m, other_fall = other[0] - m, change = exp_scalar(fall), other_change = exp_scalar(other_fall);
+    // An empty piece has sums of 0 and a fall without end.
+    const float spread = ends[1] == 0 ? 0.0f : (ends[2] + ends[1] * fall) * change;
+    const float other_spread = other[1] == 0 ? 0.0f : (other[2] + other[1] * other_fall) * other_change;
+    ends[0] = m, ends[1] = ends[1] * change + other[1] * other_change, ends[2] = spread + other_spread;
+    for (int64_t x = 0; x < width_; x += W) store(sums + x, load(sums + x) * change + load(more + x) * other_change);
+  }
+
+  // Received mass and strongest links of a row, from its scores.
+  void look_back(int64_t unit, int64_t r, int64_t n, int64_t h, int64_t i, float m, float inverse, Strongest& strongest) const {
+    const Span all = keys_of_rows(call_, n, 0, call_.T);
+    const int64_t from = std::max<int64_t>(0, all.first) / STRETCH * STRETCH;
+    const int64_t to = (std::max(from, all.last) + STRETCH - 1) / STRETCH * STRETCH;
+    const int64_t line = (n * call_.H + h) * call_.T + i;
+    const float* s = scores(unit, r);
+    if (strongest.k) {
+      strongest.clear(1);
+      for (int64_t j = from; j < to; j += STRETCH) strongest.see(0, s + j, j, 0, STRETCH);
+      strongest.write(call_.seen, line, 0, m, inverse);
+    }
+    if (call_.seen.received && inverse > 0) {
+      float* received = call_.seen.received + (n * call_.H + h) * call_.S;
+      const float factor = call_.seen.row_weight ? inverse * call_.seen.row_weight[line] : inverse;
+      int64_t j = from;
+      for (; j + W <= std::min(to, call_.S); j += W) store(received + j, load(received + j) + exp(load(s + j) - m) * factor);
+      for (; j < std::min(to, call_.S); j++) received[j] += exp_scalar(s[j] - m) * factor;
+    }
+  }
+
+  const Forward& call_;
+  int64_t shared_, rows_, width_, stretches_;
+  bool looks_back_;
+  int64_t units_, parts_, cuts_, own_size_;
+  Scratch scratch_;
+  float *sums_, *ends_, *scores_, *own_;
+};
+
+}  // namespace limelight::LIMELIGHT_ISA
