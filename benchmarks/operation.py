@@ -1,15 +1,28 @@
-"""The operation: `attend` and `look` against torch's fused attention and the textbook, forward and backward."""
+"""The operation: `attend` and `look` against what users would take instead, forward and backward.
+
+Each case is checked against the reference in float64 first; then all sides are timed in turn, in one run. Keras on
+TensorFlow, TensorFlow with XLA and JAX run in processes of their own where `--peers` names a Python that has them:
+
+python -m venv peers && peers/bin/pip install tensorflow-cpu keras jax
+python -m benchmarks.run --only operation --peers peers/bin/python
+"""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import Timing, interleaved
-from limelight import additive, attend, causal, look
+from benchmarks.peer import peak_beyond
+from benchmarks.process import Process
+from benchmarks.timing import Timing, for_a_while
+from limelight import additive, attend, causal, lengths, look, top
+from limelight.backends import extension
+
+Side = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -17,59 +30,126 @@ class Case:
     """One row of the table: sizes and what is computed."""
 
     name: str
-    shape: tuple[int, int, int, int]  # B, H, T = S, D
-    masked: bool = False
+    shape: tuple[int, int, int, int]  # B, H, T, D
+    keys: int = 0  # S; 0: T
+    causal: bool = False
     additive: bool = False
+    padded: bool = False
+    dtype: torch.dtype = torch.float32
+    directions: tuple[str, ...] = ("forward", "forward + backward")
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of the forward pass of a dot product."""
+        b, h, t, d = self.shape
+        return 4 * b * h * t * (self.keys or t) * d // (2 if self.causal else 1)
 
 
+_FORWARD = ("forward",)
 CASES = (
-    Case("dot T 512", (1, 8, 512, 64)),
-    Case("dot T 2048", (1, 8, 2048, 64)),
-    Case("causal T 2048", (1, 8, 2048, 64), masked=True),
-    Case("translation 64 x 8 x 32", (64, 8, 32, 32)),
+    Case("dot (1, 8, 512, 64)", (1, 8, 512, 64)),
+    Case("dot (1, 8, 2048, 64)", (1, 8, 2048, 64)),
+    Case("dot (1, 8, 4096, 64)", (1, 8, 4096, 64)),
+    Case("dot (1, 8, 8192, 64)", (1, 8, 8192, 64), directions=_FORWARD),
+    Case("causal (1, 8, 512, 64)", (1, 8, 512, 64), causal=True),
+    Case("causal (1, 8, 2048, 64)", (1, 8, 2048, 64), causal=True),
+    Case("causal (1, 8, 4096, 64)", (1, 8, 4096, 64), causal=True, directions=_FORWARD),
+    Case("dot (1, 8, 512, 128)", (1, 8, 512, 128)),
+    Case("dot (1, 8, 2048, 128)", (1, 8, 2048, 128)),
+    Case("causal (1, 8, 2048, 128)", (1, 8, 2048, 128), causal=True),
+    Case("bf16 dot (1, 8, 2048, 64)", (1, 8, 2048, 64), dtype=torch.bfloat16),
+    Case("translation (64, 8, 32, 32)", (64, 8, 32, 32)),
+    Case("translation, lengths (64, 8, 32, 32)", (64, 8, 32, 32), padded=True),
+    Case("one query (1, 8, 1, 64), 32,768 keys", (1, 8, 1, 64), keys=32768, directions=_FORWARD),
     Case("additive (32, 40, 40, 256)", (32, 1, 40, 256), additive=True),
     Case("additive (8, 256, 256, 256)", (8, 1, 256, 256), additive=True),
+    Case("additive (1, 1024, 1024, 256)", (1, 1, 1024, 256), additive=True),
+    Case("additive (1, 4096, 4096, 128)", (1, 1, 4096, 128), additive=True, directions=_FORWARD),
 )
+LONG = Case("dot (1, 1, 65536, 64), once", (1, 1, 65536, 64), directions=_FORWARD)
 
 
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
-    """Check each case against the reference in float64, then time it."""
-    for case in CASES:
-        torch.manual_seed(1)
-        b, h, t, d = case.shape
-        inputs = [torch.randn(b, h, t, d, requires_grad=True) for _ in range(3)]
-        vector = torch.randn(d) / d**0.5
-        sides = _sides(case, vector)
+def rows(seconds: float, peers: Path | None, only: str = "") -> Iterator[dict[str, Any]]:
+    """Check each case whose name contains `only`, then time it for about so many seconds a side."""
+    others = [Process(peers, name) for name in ("keras", "jax")] if peers else []
+    native = extension.native()
+    peak = native.multiply_add_peak(torch.get_num_threads()) if native else None
+    for case in (*CASES, LONG):
+        if only not in case.name:
+            continue
+        inputs, keywords, vector = _inputs(case)
+        sides = _sides(case, keywords, vector) if case is not LONG else _ours(keywords)
         for name, side in sides.items():
-            _check(case, name, side, inputs, vector)
-        for direction in ("forward", "forward + backward"):
-            calls = {name: _call(side, inputs, direction) for name, side in sides.items()}
-            yield from _rows(case, direction, interleaved(calls, rounds=rounds))
+            _check(case, name, side, inputs, keywords)
+        for direction in case.directions:
+            backward = direction != "forward"
+            timed: dict[str, Callable[[], float | None]] = {
+                name: _timed(_call(side, inputs, backward)) for name, side in sides.items()
+            }
+            memory = {name: _memory(_call(side, inputs, backward)) for name, side in sides.items()}
+            if not case.keys and not case.padded and case.dtype is torch.float32 and case is not LONG:
+                for other in others:
+                    for name in other.prepare(_told(case, backward)):
+                        timed[name] = lambda other=other, name=name: other.seconds(name)
+                        memory[name] = other.memory(name)
+            timings = for_a_while(timed, seconds=seconds if case is not LONG else 0)
+            yield from _rows(case, direction, timings, memory, peak)
+    for other in others:
+        other.close()
 
 
-def _sides(case: Case, vector: Tensor) -> dict[str, Callable[..., Tensor]]:
-    mask = causal() if case.masked else None
-    score = additive(vector) if case.additive else None
-
-    def seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return look(q, k, v, score=score, mask=mask, observe=("received", "entropy"))[0]
-
-    ours: dict[str, Callable[..., Tensor]] = {
-        "limelight": lambda q, k, v: attend(q, k, v, score=score, mask=mask),
-        "limelight, looking": seen,
-    }
+def _inputs(case: Case) -> tuple[list[Tensor], dict[str, Any], Tensor]:
+    torch.manual_seed(1)
+    b, h, t, d = case.shape
+    counts = [t, case.keys or t, case.keys or t]
+    inputs = [torch.randn(b, h, n, d).to(case.dtype).requires_grad_() for n in counts]
+    vector = torch.randn(d) / d**0.5
+    keywords: dict[str, Any] = {}
+    if case.causal:
+        keywords["mask"] = causal()
+    if case.padded:
+        keywords["mask"] = lengths(torch.randint(8, t + 1, (b,)))
     if case.additive:
-        return ours | {"torch eager": lambda q, k, v: _additive(q, k, v, vector)}
-    return ours | {
-        "torch fused, blind": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=case.masked),
-        "torch eager": lambda q, k, v: _textbook(q, k, v, case.masked),
+        keywords["score"] = additive(vector)
+    return inputs, keywords, vector
+
+
+def _ours(keywords: dict[str, Any]) -> dict[str, Side]:
+    def seen(*observe: Any) -> Side:
+        return lambda q, k, v: look(q, k, v, observe=observe, **keywords)[0]
+
+    return {
+        "limelight": lambda q, k, v: attend(q, k, v, **keywords),
+        "limelight, received + entropy": seen("received", "entropy"),
+        "limelight, received + entropy + top 8": seen("received", "entropy", top(8)),
     }
 
 
-def _textbook(q: Tensor, k: Tensor, v: Tensor, masked: bool) -> Tensor:
+def _sides(case: Case, keywords: dict[str, Any], vector: Tensor) -> dict[str, Side]:
+    sides = _ours(keywords)
+    t = case.shape[2]
+    if case.additive:
+        if t <= 1024:  # beyond that it takes gigabytes
+            sides["torch eager, weights"] = lambda q, k, v: _additive(q, k, v, vector)
+            sides["torch.compile"] = torch.compile(lambda q, k, v: _additive(q, k, v, vector), dynamic=False)
+        return sides
+    allowed = None
+    if case.padded:
+        allowed = (torch.arange(t) < keywords["mask"].counts[:, None])[:, None, None]
+    sides["torch SDPA, blind"] = lambda q, k, v: F.scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed, is_causal=case.causal
+    )
+    if t <= 4096:
+        sides["torch eager, weights"] = lambda q, k, v: _textbook(q, k, v, case.causal, allowed)
+    return sides
+
+
+def _textbook(q: Tensor, k: Tensor, v: Tensor, causal: bool, allowed: Tensor | None) -> Tensor:
     scores = q @ k.mT / q.shape[-1] ** 0.5
-    if masked:
+    if causal:
         scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
     return scores.softmax(-1) @ v
 
 
@@ -77,36 +157,66 @@ def _additive(q: Tensor, k: Tensor, v: Tensor, vector: Tensor) -> Tensor:
     return (torch.tanh(q.unsqueeze(-2) + k.unsqueeze(-3)) @ vector).softmax(-1) @ v
 
 
-def _check(case: Case, name: str, side: Callable[..., Tensor], inputs: list[Tensor], vector: Tensor) -> None:
-    """The first sentence and head against the reference in float64."""
-    q, k, v = (x[:1, :1].detach().double() for x in inputs)
-    score = additive(vector.double()) if case.additive else None
-    want = attend(q, k, v, score=score, mask=causal() if case.masked else None, backend="reference")
-    got = side(*inputs)[:1, :1].detach().double()
-    error = float((got - want).norm() / want.norm())
-    if not error < 1e-5:
-        raise AssertionError(f"{case.name}, {name}: relative error {error:.1e} against the reference, not timed")
+def _check(case: Case, name: str, side: Side, inputs: list[Tensor], keywords: dict[str, Any]) -> None:
+    """The first sentence and head, their last queries, against the reference in float64."""
+    if case.dtype is torch.float32:
+        some = min(case.shape[2], 512)
+        last = slice(case.shape[2] - some, None)
+        narrow = [inputs[0].detach(), *(x.detach() for x in inputs[1:])]
+        with torch.no_grad():
+            got = side(*narrow)[:1, :1, last].double()
+        wide = [inputs[0].detach()[:1, :1, last].double(), *(x.detach()[:1, :1].double() for x in inputs[1:])]
+        same = dict(keywords)
+        if case.padded:
+            same["mask"] = lengths(keywords["mask"].counts[:1])
+        if case.additive:
+            same["score"] = additive(keywords["score"].vector.double())
+        want = attend(*wide, backend="streaming" if case is LONG else "reference", **same)
+        error = float((got - want).norm() / want.norm())
+        if not error < 1e-5:
+            raise AssertionError(f"{case.name}, {name}: relative error {error:.1e} against the reference, not timed")
 
 
-def _call(side: Callable[..., Tensor], inputs: list[Tensor], direction: str) -> Callable[[], object]:
-    if direction == "forward":
+def _call(side: Side, inputs: list[Tensor], backward: bool) -> Callable[[], object]:
+    if backward:
+        return lambda: torch.autograd.grad(side(*inputs).sum(), inputs)
 
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return side(*inputs)
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return side(*inputs)
 
-        return forward
-    return lambda: torch.autograd.grad(side(*inputs).sum(), inputs)
+    return forward
 
 
-def _rows(case: Case, direction: str, timings: dict[str, Timing]) -> Iterator[dict[str, Any]]:
+def _timed(call: Callable[[], object]) -> Callable[[], None]:
+    return lambda: (call(), None)[1]
+
+
+def _memory(call: Callable[[], object]) -> int:
+    """Once to warm up, then the peak beyond what was there."""
+    call()
+    return peak_beyond(call)
+
+
+def _told(case: Case, backward: bool) -> dict[str, Any]:
+    told = asdict(case) | {"backward": backward, "threads": torch.get_num_threads()}
+    return {key: value for key, value in told.items() if key not in ("dtype", "directions")}
+
+
+def _rows(
+    case: Case, direction: str, timings: dict[str, Timing], memory: dict[str, int | None], peak: float | None
+) -> Iterator[dict[str, Any]]:
     ours = timings["limelight"].median
     for name, timing in timings.items():
-        yield {
+        row = {
             "case": case.name,
             "direction": direction,
             "side": name,
             "ms": round(1e3 * timing.median, 3),
             "ms_quartiles": [round(1e3 * timing.low, 3), round(1e3 * timing.high, 3)],
             "time_over_limelight": round(timing.median / ours, 2),
+            "peak_MiB": None if memory[name] is None else round(memory[name] / 2**20, 1),
         }
+        if peak and direction == "forward" and not case.additive and name.startswith("limelight"):
+            row["of_fma_peak"] = f"{100 * case.operations / timing.median / peak:.0f} %"
+        yield row

@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("operation", "translation"), help="one part alone")
     parser.add_argument("--data", type=Path, help="a folder with Multi30k's files; without it the embedded phrases")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is timed")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing for each side of the operation")
+    parser.add_argument("--peers", type=Path, help="a Python that has keras, tensorflow and jax, for the operation")
+    parser.add_argument("--case", default="", help="only the operation's cases with this in their name")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, default=_RESULTS, help="where the results go")
     arguments = parser.parse_args()
@@ -36,7 +39,7 @@ def main() -> None:
     console = Console(width=140)
     console.print(facts)
     parts = {
-        "operation": lambda: list(operation.rows(arguments.rounds)),
+        "operation": lambda: list(operation.rows(arguments.seconds, arguments.peers, arguments.case)),
         "translation": lambda: translation.rows(arguments.data, arguments.rounds),
     }
     for name, measure in parts.items():

@@ -31,6 +31,25 @@ def interleaved(sides: dict[str, Callable[[], object]], *, rounds: int = 7, warm
     return {name: _timing(values) for name, values in seconds.items()}
 
 
+def for_a_while(sides: dict[str, Callable[[], float | None]], *, seconds: float) -> dict[str, Timing]:
+    """As `interleaved`, for about so many seconds a side: 3 rounds at least, 200 at most. A side that was timed
+    elsewhere returns its own seconds.
+    """
+    first = {name: _seconds(call) for name, call in sides.items()}
+    rounds = int(min(200, max(3, seconds * len(sides) / sum(first.values())))) if seconds else 1
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, call in sides.items():
+            found[name].append(_seconds(call))
+    return {name: _timing(values) for name, values in found.items()}
+
+
+def _seconds(call: Callable[[], float | None]) -> float:
+    start = time.perf_counter()
+    told = call()
+    return time.perf_counter() - start if told is None else told
+
+
 def _timing(values: list[float]) -> Timing:
     if len(values) < 2:
         return Timing(values[0], values[0], values[0])

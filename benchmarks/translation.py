@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.peers import TorchBahdanau, TorchTransformer
+from benchmarks.plain_torch import TorchBahdanau, TorchTransformer
 from benchmarks.timing import interleaved
 from limelight.data import Batch, Batches, Corpus, Pair, write_tsv
 from limelight.models import ModelConfig, Seq2SeqConfig, TransformerConfig, build_model

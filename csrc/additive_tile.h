@@ -158,9 +158,9 @@ struct Vector {
       }
       most_4 = larger(most_4, four);
     }
-    if (!any_above(top, splat(0.75f))) return Form::small;
-    if (any_above(most_2, room)) return Form::direct;
-    return any_above(most_4, room) ? Form::pairs : Form::quads;
+    if (!lanes_above(top, splat(0.75f))) return Form::small;
+    if (lanes_above(most_2, room)) return Form::direct;
+    return lanes_above(most_4, room) ? Form::pairs : Form::quads;
   }
 };
 

@@ -99,6 +99,14 @@ NB_MODULE(_native, module) {
              "Raises:\n    RuntimeError: the environment variable LIMELIGHT_ISA names one that cannot run here.");
   module.def("compiled", &limelight::compiled, "The instruction sets that were compiled in, fastest first.");
   module.def("available", &limelight::available, "Those of them that this machine can run, fastest first.");
+  module.def(
+      "multiply_add_peak",
+      [](int threads, double seconds) {
+        nb::gil_scoped_release others_may_run;
+        return limelight::kernels().multiply_add_peak(std::max(1, threads), seconds);
+      },
+      nb::arg("threads"), nb::arg("seconds") = 0.2,
+      "Multiplications and additions per second, fp32, in registers alone: what benchmarks hold kernels against.");
   const char* about =
       "Run a checked call, given as the flat tuple that limelight.backends.native builds. False where NaN or inf stands in\n"
       "what was read: then the results are of no use.";

@@ -5,6 +5,7 @@
 #include "additive_forward.h"
 #include "dot_backward.h"
 #include "dot_forward.h"
+#include "peak.h"
 
 #define LIMELIGHT_TEXT_(name) #name
 #define LIMELIGHT_TEXT(name) LIMELIGHT_TEXT_(name)
@@ -13,7 +14,7 @@ namespace limelight::LIMELIGHT_ISA {
 
 const Kernels& kernels() {
   static const Kernels table{LIMELIGHT_TEXT(LIMELIGHT_ISA), dot_forward, dot_backward, additive_forward,
-                             additive_backward};
+                             additive_backward,           multiply_add_peak};
   return table;
 }
 

@@ -75,6 +75,7 @@ struct Kernels {
   bool (*dot_backward)(const Backward&);
   bool (*additive_forward)(const Forward&);
   bool (*additive_backward)(const Backward&);
+  double (*multiply_add_peak)(int threads, double seconds);
 };
 
 }  // namespace limelight

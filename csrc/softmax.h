@@ -85,12 +85,12 @@ struct Strongest {
   }
   // Take in scores s [first, last) of row r, the first being that of key `key` + first.
   void see(int64_t r, const float* s, int64_t key, int64_t first, int64_t last) {
-    float* held = score + r * k;
-    for (int64_t j = first; j < last; j += W) {
-      if (!any_above(load(s + j), splat(held[k - 1]))) continue;
-      for (int64_t i = j; i < j + W; i++)
-        if (s[i] > held[k - 1]) insert(r, s[i], static_cast<int32_t>(key + i));
-    }
+    const float* weakest = score + r * k + k - 1;
+    for (int64_t j = first; j < last; j += W)
+      for (uint32_t above = lanes_above(load(s + j), splat(*weakest)); above; above &= above - 1) {
+        const int64_t i = j + __builtin_ctz(above);
+        if (s[i] > *weakest) insert(r, s[i], static_cast<int32_t>(key + i));
+      }
   }
   // Line `line` of the answer: those of row r, weighed with the row's m and 1 / l.
   void write(const Observed& seen, int64_t line, int64_t r, float m, float inverse) const {

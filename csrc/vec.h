@@ -65,19 +65,19 @@ LL_INLINE vf larger(vf a, vf b) {
 
 LL_INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
 
-// Whether any lane of `a` is above that of `b`.
-LL_INLINE bool any_above(vf a, vf b) {
+// Which lanes of `a` are above those of `b`: bit i is lane i.
+LL_INLINE uint32_t lanes_above(vf a, vf b) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)));
 #elif defined(__SSE2__)
-  return _mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)) != 0;
+  return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)));
 #else
-  vi above = a > b;
-  int32_t any = 0;
-  for (int i = 0; i < W; i++) any |= above[i];
-  return any != 0;
+  const vi above = a > b;
+  uint32_t bits = 0;
+  for (int i = 0; i < W; i++) bits |= static_cast<uint32_t>(above[i] & 1) << i;
+  return bits;
 #endif
 }
 
