@@ -57,8 +57,9 @@ class ForwardPass {
     if (columns_)
       for (int64_t j = 0; j < call.S + W; j++) columns_[j] = dropout_column(j, call.dropout.seed);
     if (call.seen.top) {
-      strongest_ = {call.seen.top, scratch_.take(call.seen.top), nullptr};
-      strongest_.index = reinterpret_cast<int32_t*>(scratch_.take(call.seen.top));
+      const int64_t room = Strongest::room(call.seen.top);
+      float* scores = scratch_.take(room);
+      strongest_ = Strongest(call.seen.top, scores, reinterpret_cast<int32_t*>(scratch_.take(room)));
     }
   }
 
@@ -187,13 +188,9 @@ class ForwardPass {
 
   // Indices, and weights times the row's sum.
   void find_strongest(int64_t row, const float* s, Span keys, float m) {
-    const int32_t k = call_.seen.top;
     strongest_.clear(1);
     strongest_.see(0, s, keys.first, 0, keys.last - keys.first);
-    for (int32_t i = 0; i < k; i++) {
-      call_.seen.top_index[row * k + i] = strongest_.index[i];
-      call_.seen.top_weight[row * k + i] = strongest_.index[i] < 0 ? 0.0f : exp2_scalar((strongest_.score[i] - m) * LOG2E);
-    }
+    strongest_.write(call_.seen, row, 0, m, 1.0f);
   }
 
   // sum_ += weights times values.
@@ -234,7 +231,7 @@ class ForwardPass {
   float *room_, *scores_, *sum_;
   uint32_t* columns_ = nullptr;
   std::vector<Slot> slots_;
-  Strongest strongest_{};
+  Strongest strongest_;
   Span spans_[ROWS];
   Watch watch_;
   int64_t n_ = 0, h_ = 0, group_ = 0, first_ = 0, rows_ = 0, vector_of_ = -1;

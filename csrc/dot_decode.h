@@ -148,8 +148,8 @@ class DotDecode {
         std::copy(s, s + to, kept);
         std::fill(kept + to, kept + STRETCH, -INF);
       }
-      if (state.spread) soften<true>(state, r, s, 0, to);
-      else soften<false>(state, r, s, 0, to);
+      if (state.spread) soften<true>(state, r, s, s, 0, to);
+      else soften<false>(state, r, s, s, 0, to);
     }
   }
 
@@ -181,8 +181,8 @@ class DotDecode {
   // Heads [first, last): their pieces put together, written, and what is to be observed of them.
   bool conclude(int64_t first, int64_t last) const {
     Watch watch;
-    std::vector<float> top_scores(static_cast<size_t>(call_.seen.top));
-    std::vector<int32_t> top_keys(static_cast<size_t>(call_.seen.top));
+    std::vector<float> top_scores(static_cast<size_t>(Strongest::room(call_.seen.top)));
+    std::vector<int32_t> top_keys(top_scores.size());
     Strongest strongest{call_.seen.top, top_scores.data(), top_keys.data()};
     for (int64_t unit = first; unit < last; unit++)
       for (int64_t r = 0; r < rows_; r++) {
@@ -218,7 +218,7 @@ class DotDecode {
     const int64_t to = (std::max(from, all.last) + STRETCH - 1) / STRETCH * STRETCH;
     const int64_t line = (n * call_.H + h) * call_.T + i;
     const float* s = scores(unit, r);
-    if (strongest.k) {
+    if (strongest) {
       strongest.clear(1);
       for (int64_t j = from; j < to; j += STRETCH) strongest.see(0, s + j, j, 0, STRETCH);
       strongest.write(call_.seen, line, 0, m, inverse);

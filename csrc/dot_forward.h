@@ -1,8 +1,8 @@
 // Forward pass of dot scores: softmax(scale q k' + bias) v, block by block, with the observations gathered on the way.
 //
 // A unit of work is a block of queries of one head. It walks over the keys it may see in blocks: keys are packed
-// transposed and values in panels, once for all the unit's queries; then, a few queries at a time, scores, their
-// softmax and the sum over values stay in the first cache.
+// transposed and values in panels, once a thread and key head where that is not too much to keep, else once a unit; then,
+// a few queries at a time, scores, their softmax and the sum over values stay in the first cache.
 #pragma once
 
 #include "dot_decode.h"
@@ -15,12 +15,25 @@ namespace limelight::LIMELIGHT_ISA {
 constexpr int64_t KEYS = NR * (W == 16 ? 4 : 8);  // keys of a block
 constexpr int64_t GROUP = 4 * MR;                 // queries whose scores are held at a time
 constexpr int64_t ROWS = 8 * GROUP;               // queries of a unit, at most
-constexpr int64_t STORE = int64_t{4} << 20;       // floats of weights that a unit may hold for `received`: 16 MiB
+constexpr int64_t PACKED = int64_t{4} << 20;      // floats of packed keys and values that a thread may keep: 16 MiB
+constexpr int64_t STORE = int64_t{48} << 10;      // floats of what is kept of all keys to look back at: part of a second cache
 
-// Queries per unit: even parts of T, whole groups, and fewer where weights of all keys are held for `received`.
+inline int64_t blocks_of(int64_t keys) { return (keys + KEYS - 1) / KEYS; }
+
+// Whether a key head is packed once.
+inline bool packed_once(const Forward& call) { return blocks_of(call.S) * KEYS * (call.D + padded(call.E)) <= PACKED; }
+
+// Whether something is gathered once a row is complete, from what was kept of all its keys.
+inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.top; }
+
+// Queries per unit: even parts of T, whole groups, and fewer where something of all keys is kept, but not so few that
+// packing for each unit would show.
 inline int64_t rows_per_unit(const Forward& call) {
   int64_t most = ROWS;
-  if (call.seen.received) most = std::clamp(STORE / std::max<int64_t>(1, call.S) / GROUP * GROUP, 2 * GROUP, ROWS);
+  if (looks_back(call)) {
+    const int64_t least = packed_once(call) ? GROUP : 2 * GROUP, store = packed_once(call) ? STORE : 64 * STORE;
+    most = std::clamp(store / std::max<int64_t>(1, call.S) / GROUP * GROUP, least, ROWS);
+  }
   const int64_t units = std::max<int64_t>(1, (call.T + most - 1) / most);
   return std::max<int64_t>(1, ((call.T + units - 1) / units + MR - 1) / MR * MR);
 }
@@ -28,26 +41,29 @@ inline int64_t rows_per_unit(const Forward& call) {
 class DotForward {
  public:
   DotForward(const Forward& call, int64_t rows)
-      : call_(call), rows_(rows), width_(padded(call.E)), blocks_((call.S + KEYS - 1) / KEYS + 1),
-        scratch_(floats(call, rows)) {
+      : call_(call), rows_(rows), width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_once(call) ? blocks_ : 1),
+        scratch_(floats(call, rows)), packed_(static_cast<size_t>(kept_), -1) {
     query_ = scratch_.take(rows * call.D);
     sum_ = scratch_.take(rows * width_);
-    key_ = scratch_.take(KEYS * call.D);
-    value_ = scratch_.take(KEYS * width_);
+    keys_ = scratch_.take(kept_ * KEYS * call.D);
+    values_ = scratch_.take(kept_ * KEYS * width_);
     room_ = scratch_.take(4 * std::max(call.D, call.E));
     state_ = {scratch_.take(rows), scratch_.take(rows), scratch_.take(rows * W),
               call.seen.entropy ? scratch_.take(rows * W) : nullptr};
-    weights_ = scratch_.take((call.seen.received ? blocks_ * rows : GROUP) * KEYS);
-    if (call.seen.received) largest_ = scratch_.take(blocks_ * rows);
-    if (call.seen.top)
-      strongest_ = {call.seen.top, scratch_.take(rows * call.seen.top),
-                    reinterpret_cast<int32_t*>(scratch_.take(rows * call.seen.top))};
+    weights_ = scratch_.take(GROUP * KEYS);
+    if (looks_back(call)) kept_rows_ = scratch_.take(blocks_ * rows * KEYS), largest_ = scratch_.take(blocks_ * rows);
+    if (call.seen.top) {
+      state_.heights = scratch_.take(rows * 2 * W);
+      const int64_t room = rows * Strongest::room(call.seen.top);
+      float* scores = scratch_.take(room);
+      strongest_ = Strongest(call.seen.top, scores, reinterpret_cast<int32_t*>(scratch_.take(room)));
+    }
     if (call.dropout.rate > 0) {
       dropped_ = scratch_.take(GROUP * KEYS);
       column_bits_ = reinterpret_cast<uint32_t*>(scratch_.take(KEYS));
     }
     spans_.resize(static_cast<size_t>(rows));
-    if (call.seen.received) used_.resize(static_cast<size_t>(blocks_ * (rows / GROUP + 1)));
+    if (looks_back(call)) used_.resize(static_cast<size_t>(blocks_ * (rows / GROUP + 1)));
   }
 
   // Queries [first, first + rows) of head h; what the keys receive is added to `received` [S].
@@ -57,37 +73,49 @@ class DotForward {
     pack_rows(call_.query, call_.type, n, h, first, rows, call_.D, call_.scale, query_, room_, ignored);
     std::fill(sum_, sum_ + rows * width_, 0.0f);
     state_.clear(rows);
-    if (strongest_.k) strongest_.clear(rows);
+    if (strongest_) strongest_.clear(rows);
     for (int64_t r = 0; r < rows; r++) spans_[static_cast<size_t>(r)] = keys_of_row(call_, n, first + r);
     const Span all = keys_of_rows(call_, n, first, first + rows);
-    int64_t block = 0;
-    for (int64_t key = all.first; key < all.last; key += KEYS, block++) walk(block, key, std::min(KEYS, all.last - key));
+    const int64_t begin = all.first / KEYS, end = all.empty() ? begin : blocks_of(all.last);
+    for (int64_t block = begin; block < end; block++) walk(block, block - begin);
     finish();
-    if (received) sweep(all, block, received);
+    if (kept_rows_) look_back(begin, end - begin, received);
   }
 
   bool clean() const { return watch_.clean(); }
 
  private:
   static int64_t floats(const Forward& call, int64_t rows) {
-    const int64_t width = padded(call.E), blocks = (call.S + KEYS - 1) / KEYS + 1;
-    int64_t n = rows * (call.D + width + 2 + 2 * W + 2 * call.seen.top) + KEYS * (call.D + width + 1);
-    n += 4 * std::max(call.D, call.E) + (call.seen.received ? blocks * rows * (KEYS + 1) : GROUP * KEYS);
-    return n + GROUP * KEYS + 16 * 16;
+    const int64_t width = padded(call.E), blocks = blocks_of(call.S), kept = packed_once(call) ? blocks : 1;
+    int64_t n = rows * (call.D + width + 2 + 4 * W + 2 * Strongest::room(call.seen.top)) + KEYS * (kept * (call.D + width) + 1);
+    n += 4 * std::max(call.D, call.E) + (looks_back(call) ? blocks * rows * (KEYS + 1) : 0);
+    return n + 2 * GROUP * KEYS + 20 * 16;
   }
 
-  // One block of keys for all queries of the unit.
-  void walk(int64_t block, int64_t key, int64_t count) {
-    const int64_t group_head = h_ / (call_.H / call_.G);
-    pack_transposed(call_.key, call_.type, n_, group_head, key, count, call_.D, key_, room_, watch_);
-    pack_panels(call_.value, call_.type, n_, group_head, key, count, call_.E, value_, room_, watch_);
+  // Keys and values of a block, packed where they are not yet; the number of its keys.
+  int64_t pack(int64_t block) {
+    const int64_t key = block * KEYS, g = h_ / (call_.H / call_.G);
+    const int64_t there = call_.mask.lengths ? std::min(call_.S, call_.mask.lengths[n_]) : call_.S;
+    const int64_t count = std::min(KEYS, there - key), place = kept_ == 1 ? 0 : block, what = (n_ * call_.G + g) * blocks_ + block;
+    key_ = keys_ + place * KEYS * call_.D;
+    value_ = values_ + place * KEYS * width_;
+    if (packed_[static_cast<size_t>(place)] == what) return count;
+    pack_transposed(call_.key, call_.type, n_, g, key, count, call_.D, key_, room_, watch_);
+    pack_panels(call_.value, call_.type, n_, g, key, count, call_.E, value_, room_, watch_);
+    packed_[static_cast<size_t>(place)] = what;
+    return count;
+  }
+
+  // Block `number` of the keys, the unit's `block`-th, for all queries of the unit.
+  void walk(int64_t number, int64_t block) {
+    const int64_t key = number * KEYS, count = pack(number);
     if (column_bits_)
       for (int64_t j = 0; j < KEYS; j++) column_bits_[j] = dropout_column(key + j, call_.dropout.seed);
     for (int64_t r = 0; r < count_; r += GROUP) {
       const int64_t rows = std::min(GROUP, count_ - r);
       Span span = keys_of_rows(call_, n_, first_ + r, first_ + r + rows);
       span = {std::max(span.first, key) - key, std::min(span.last, key + count) - key};
-      if (call_.seen.received) used_[static_cast<size_t>(block * (count_ / GROUP + 1) + r / GROUP)] = span;
+      if (kept_rows_) used_[static_cast<size_t>(block * (count_ / GROUP + 1) + r / GROUP)] = span;
       if (!span.empty()) meet(block, key, count, r, rows, span);
     }
   }
@@ -95,7 +123,7 @@ class DotForward {
   // Queries [r, r + rows) of the unit and the keys of `span` in the block.
   void meet(int64_t block, int64_t key, int64_t count, int64_t r, int64_t rows, Span span) {
     const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
-    float* s = weights_ + (call_.seen.received ? (block * rows_ + r) * KEYS : 0);
+    float *s = kept_rows_ ? kept_rows_ + (block * rows_ + r) * KEYS : weights_, *p = strongest_ ? weights_ : s;
     product<false>(rows, to - from, 0, call_.D, call_.D, {query_ + r * call_.D, call_.D, 1}, key_ + from * call_.D, s + from,
                    KEYS);
     const bool extra = call_.bias.data || call_.mask.dense.data;
@@ -104,23 +132,21 @@ class DotForward {
       const Span keys = spans_[static_cast<size_t>(r + i)];
       if (extra || keys.first > key + from || keys.last < key + to)
         apply_mask(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
-      if (strongest_.k) strongest_.see(r + i, row, key, from, to);
-      if (state_.spread) soften<true>(state_, r + i, row, from, to);
-      else soften<false>(state_, r + i, row, from, to);
+      if (state_.spread) soften<true>(state_, r + i, row, p + i * KEYS, from, to);
+      else soften<false>(state_, r + i, row, p + i * KEYS, from, to);
       if (largest_) largest_[block * rows_ + r + i] = state_.largest[r + i];
     }
-    const float* p = s;
-    if (dropped_) p = drop(s, r, rows, from, to);
-    product<true>(rows, call_.E, from, std::min(to, count) - from, count, {p, KEYS, 1}, value_, sum_ + r * width_, width_,
+    const float* kept = dropped_ ? drop(p, r, rows, from, to) : p;
+    product<true>(rows, call_.E, from, std::min(to, count) - from, count, {kept, KEYS, 1}, value_, sum_ + r * width_, width_,
                   state_.change + r);
   }
 
-  const float* drop(const float* s, int64_t r, int64_t rows, int64_t from, int64_t to) {
+  const float* drop(const float* p, int64_t r, int64_t rows, int64_t from, int64_t to) {
     const DropoutRule rule(call_.dropout.rate);
     for (int64_t i = 0; i < rows; i++) {
       const uint32_t bits = dropout_row((n_ * call_.H + h_) * call_.T + first_ + r + i, call_.dropout.seed);
       for (int64_t j = from; j < to; j += W)
-        store(dropped_ + i * KEYS + j, load(s + i * KEYS + j) * rule.kept(bits, column_bits_ + j));
+        store(dropped_ + i * KEYS + j, load(p + i * KEYS + j) * rule.kept(bits, column_bits_ + j));
     }
     return dropped_;
   }
@@ -131,49 +157,81 @@ class DotForward {
       const float spread = state_.spread ? sum_of(load(state_.spread + r * W)) : 0.0f, m = state_.largest[r];
       const float total = sum_of(load(state_.total + r * W));
       const float inverse = write_result(call_, n_, h_, i, m, total, spread, sum_ + r * width_);
-      if (strongest_.k) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + i, r, m, inverse);
       state_.change[r] = inverse;
     }
   }
 
-  // received[j] += sum_i weight_i p_ij e^(m_i then - m_i) / l_i, from the weights that were kept.
-  void sweep(Span all, int64_t blocks, float* received) {
-    float sums[KEYS], factor[GROUP];
+  Span used(int64_t block, int64_t r) const { return used_[static_cast<size_t>(block * (count_ / GROUP + 1) + r / GROUP)]; }
+
+  // What is gathered from all keys of complete rows: what was kept are the scores where links are wanted, else weights.
+  void look_back(int64_t begin, int64_t blocks, float* received) {
+    if (strongest_) find_strongest(begin, blocks);
+    if (received && strongest_) sweep<true>(begin, blocks, received);
+    else if (received) sweep<false>(begin, blocks, received);
+  }
+
+  void find_strongest(int64_t begin, int64_t blocks) {
+    for (int64_t r = 0; r < count_; r++) {
+      const float floor = strongest_.floor_of(state_.heights + r * 2 * W);
+      for (int64_t block = 0; block < blocks; block++) {
+        const Span span = used(block, r);
+        if (span.empty()) continue;
+        const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
+        strongest_.see(r, kept_rows_ + (block * rows_ + r) * KEYS, (begin + block) * KEYS, from, to, floor);
+      }
+      strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + first_ + r, r, state_.largest[r], state_.change[r]);
+    }
+  }
+
+  // received[j] += sum_i weight_i p_ij / l_i, from scores, or from weights, which are to be taken times e^(m_i then - m_i).
+  template <bool SCORES>
+  void sweep(int64_t begin, int64_t blocks, float* received) {
+    float sums[KEYS], factor[GROUP], shift[GROUP]{};
     const float* by = call_.seen.row_weight;
     for (int64_t block = 0; block < blocks; block++) {
       std::fill(sums, sums + KEYS, 0.0f);
       for (int64_t r = 0; r < count_; r += GROUP) {
-        const Span span = used_[static_cast<size_t>(block * (count_ / GROUP + 1) + r / GROUP)];
+        const Span span = used(block, r);
         if (span.empty()) continue;
         const int64_t rows = std::min(GROUP, count_ - r);
-        for (int64_t i = 0; i < GROUP; i++) {
-          const float inverse = i < rows ? state_.change[r + i] : 0.0f;
-          factor[i] = inverse == 0 ? 0.0f : exp_scalar(largest_[block * rows_ + r + i] - state_.largest[r + i]) * inverse;
-          if (by && i < rows) factor[i] *= by[(n_ * call_.H + h_) * call_.T + first_ + r + i];
+        for (int64_t i = 0; i < rows; i++) {
+          const float inverse = state_.change[r + i], m = state_.largest[r + i];
+          shift[i] = inverse == 0 ? 0.0f : m;
+          factor[i] = inverse == 0 || SCORES ? inverse : exp_scalar(largest_[block * rows_ + r + i] - m) * inverse;
+          if (by) factor[i] *= by[(n_ * call_.H + h_) * call_.T + first_ + r + i];
         }
-        add_rows(weights_ + (block * rows_ + r) * KEYS, rows, factor, sums, span);
+        add_rows<SCORES>(kept_rows_ + (block * rows_ + r) * KEYS, rows, factor, shift, sums, span);
       }
-      const int64_t key = all.first + block * KEYS, count = std::min(KEYS, all.last - key);
+      const int64_t key = (begin + block) * KEYS, count = std::min(KEYS, call_.S - key);
       for (int64_t j = 0; j < count; j++) received[key + j] += sums[j];
     }
   }
 
-  static void add_rows(const float* p, int64_t rows, const float* factor, float* sums, Span span) {
+  template <bool SCORES>
+  static void add_rows(const float* kept, int64_t rows, const float* factor, const float* shift, float* sums, Span span) {
     const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
-    for (int64_t i = 0; i < rows; i += 4) {
-      const int64_t a = std::min(i + 1, rows - 1), b = std::min(i + 2, rows - 1), c = std::min(i + 3, rows - 1);
-      const vf f0 = splat(factor[i]), f1 = splat(i + 1 < rows ? factor[i + 1] : 0.0f);
-      const vf f2 = splat(i + 2 < rows ? factor[i + 2] : 0.0f), f3 = splat(i + 3 < rows ? factor[i + 3] : 0.0f);
-      for (int64_t j = from; j < to; j += W)
-        store(sums + j, load(sums + j) + f0 * load(p + i * KEYS + j) + f1 * load(p + a * KEYS + j) +
-                            (f2 * load(p + b * KEYS + j) + f3 * load(p + c * KEYS + j)));
+    constexpr int AT_ONCE = 4;
+    for (int64_t i = 0; i < rows; i += AT_ONCE) {
+      const float* p[AT_ONCE];
+      vf f[AT_ONCE], m[AT_ONCE];
+      for (int64_t x = 0; x < AT_ONCE; x++) {
+        const int64_t row = std::min(i + x, rows - 1);
+        p[x] = kept + row * KEYS, f[x] = splat(i + x < rows ? factor[row] : 0.0f), m[x] = splat(shift[row]);
+      }
+      for (int64_t j = from; j < to; j += W) {
+        vf sum = load(sums + j);
+        for (int x = 0; x < AT_ONCE; x++) sum += f[x] * (SCORES ? exp(load(p[x] + j) - m[x]) : load(p[x] + j));
+        store(sums + j, sum);
+      }
     }
   }
 
   const Forward& call_;
-  int64_t rows_, width_, blocks_;
+  int64_t rows_, width_, blocks_, kept_;
   Scratch scratch_;
-  float *query_, *sum_, *key_, *value_, *room_, *weights_, *largest_ = nullptr, *dropped_ = nullptr;
+  float *query_, *sum_, *keys_, *values_, *key_ = nullptr, *value_ = nullptr, *room_, *weights_, *kept_rows_ = nullptr;
+  float *largest_ = nullptr, *dropped_ = nullptr;
+  std::vector<int64_t> packed_;  // which block lies at each place
   uint32_t* column_bits_ = nullptr;
   RowState state_;
   Strongest strongest_;

@@ -13,11 +13,13 @@ struct RowState {
   float* change;    // e^(m before - m now), [rows]: what the row's sums so far are to be multiplied by
   float* total;     // l, [rows][W]
   float* spread;    // e, [rows][W]; null where no entropy is wanted
+  float* heights = nullptr;  // the largest scores of 2 W shares of the keys, [rows][2 W]; null where no links are wanted
 
   void clear(int64_t rows) {
     std::fill(largest, largest + rows, -INF);
     std::fill(total, total + rows * W, 0.0f);
     if (spread) std::fill(spread, spread + rows * W, 0.0f);
+    if (heights) std::fill(heights, heights + rows * 2 * W, -INF);
   }
 };
 
@@ -40,9 +42,10 @@ inline void apply_mask(const Call& call, int64_t n, int64_t h, int64_t i, int64_
   std::fill(s + to, s + last, -INF);
 }
 
-// Scores s [first, last) of row r become p = e^(s - m), with m and the sums brought up to date. Ends are multiples of W.
+// p = e^(s - m) of scores s [first, last) of row r, with m and the sums brought up to date. Ends are multiples of W; p may
+// be s.
 template <bool SPREAD>
-LL_INLINE void soften(RowState& state, int64_t r, float* s, int64_t first, int64_t last) {
+LL_INLINE void soften(RowState& state, int64_t r, const float* s, float* p, int64_t first, int64_t last) {
   vf high = splat(-INF), high_2 = high;
   int64_t j = first;
   for (; j + 2 * W <= last; j += 2 * W) {
@@ -50,17 +53,22 @@ LL_INLINE void soften(RowState& state, int64_t r, float* s, int64_t first, int64
     high_2 = larger(load(s + j + W), high_2);
   }
   if (j < last) high = larger(load(s + j), high);
+  if (state.heights) {
+    float* heights = state.heights + r * 2 * W;
+    store(heights, larger(high, load(heights)));
+    store(heights + W, larger(high_2, load(heights + W)));
+  }
   const float before = state.largest[r], m = std::max(before, largest_of(larger(high, high_2)));
   const float change = before == -INF ? 0.0f : exp_scalar(before - m);
   const vf shift = splat(m == -INF ? 0.0f : m);
   vf total{}, total_2{}, spread{};
   for (j = first; j < last; j += W) {
     const vf x = load(s + j) - shift;
-    const vf p = exp(x);
-    if constexpr (SPREAD) spread += p * larger(splat(-104.0f), x);  // 0 * -inf is no number
-    store(s + j, p);
+    const vf one = exp(x);
+    if constexpr (SPREAD) spread += one * larger(splat(-104.0f), x);  // 0 * -inf is no number
+    store(p + j, one);
     total_2 += total;
-    total = p;
+    total = one;
   }
   total += total_2;
   vf sum = load(state.total + r * W);
@@ -73,46 +81,89 @@ LL_INLINE void soften(RowState& state, int64_t r, float* s, int64_t first, int64
   state.change[r] = change;
 }
 
-// The strongest links of a row so far: scores and keys, strongest first, of equal ones the lower key first.
-struct Strongest {
-  int32_t k = 0;
-  float* score;   // [rows][k]
-  int32_t* index; // [rows][k]
+// The strongest links of each row so far: scores and keys, strongest first, of equal ones the lower key first.
+class Strongest {
+ public:
+  Strongest() = default;
+  // Room for `rows` rows: room(k) floats and as many indices each.
+  Strongest(int32_t k, float* score, int32_t* index) : k_(k), stride_(room(k)), score_(score), index_(index) {}
+  static int64_t room(int64_t k) { return (k + W - 1) / W * W; }
+
+  explicit operator bool() const { return k_ > 0; }
 
   void clear(int64_t rows) {
-    std::fill(score, score + rows * k, -INF);
-    std::fill(index, index + rows * k, -1);
+    std::fill(score_, score_ + rows * stride_, -INF);
+    std::fill(index_, index_ + rows * stride_, -1);
   }
+
   // Take in scores s [first, last) of row r, the first being that of key `key` + first.
   void see(int64_t r, const float* s, int64_t key, int64_t first, int64_t last) {
-    const float* weakest = score + r * k + k - 1;
+    const float* weakest = score_ + r * stride_ + k_ - 1;
     for (int64_t j = first; j < last; j += W)
       for (uint32_t above = lanes_above(load(s + j), splat(*weakest)); above; above &= above - 1) {
         const int64_t i = j + __builtin_ctz(above);
         if (s[i] > *weakest) insert(r, s[i], static_cast<int32_t>(key + i));
       }
   }
+
+  // What the k strongest scores of a row reach, from its `heights`: the k-th largest of these, which few scores reach.
+  float floor_of(const float* heights) const {
+    if (k_ > 2 * W) return -INF;
+    const vf low = load(heights), high = load(heights + W);
+    vi above_low{}, above_high{};  // how many lie above
+    for (int i = 0; i < 2 * W; i++) {
+      const vf one = splat(heights[i]);
+      above_low -= one > low;
+      above_high -= one > high;
+    }
+    const vf far = splat(INF);
+    return -largest_of(-smaller(above_low < k_ ? low : far, above_high < k_ ? high : far));
+  }
+
+  // As `see`, where those that do not reach the floor need not be asked.
+  void see(int64_t r, const float* s, int64_t key, int64_t first, int64_t last, float floor) {
+    constexpr uint32_t every = W == 32 ? ~0u : (1u << W) - 1;
+    const float* weakest = score_ + r * stride_ + k_ - 1;
+    for (int64_t j = first; j < last; j += W)
+      for (uint32_t some = every & ~lanes_above(splat(floor), load(s + j)); some; some &= some - 1) {
+        const int64_t i = j + __builtin_ctz(some);
+        if (s[i] > *weakest) insert(r, s[i], static_cast<int32_t>(key + i));
+      }
+  }
+
   // Line `line` of the answer: those of row r, weighed with the row's m and 1 / l.
   void write(const Observed& seen, int64_t line, int64_t r, float m, float inverse) const {
-    for (int32_t i = 0; i < k; i++) {
-      const float s = score[r * k + i];
-      seen.top_index[line * k + i] = index[r * k + i];
-      seen.top_weight[line * k + i] = s == -INF ? 0.0f : exp_scalar(s - m) * inverse;
+    for (int32_t i = 0; i < k_; i++) {
+      const float s = score_[r * stride_ + i];
+      seen.top_index[line * k_ + i] = index_[r * stride_ + i];
+      seen.top_weight[line * k_ + i] = s == -INF ? 0.0f : exp_scalar(s - m) * inverse;
     }
   }
 
  private:
+  // Each place takes the larger of what it holds and the smaller of s and what the place before held.
   void insert(int64_t r, float s, int32_t key) {
-    float* scores = score + r * k;
-    int32_t* keys = index + r * k;
-    int32_t place = k - 1;
-    for (; place > 0 && scores[place - 1] < s; place--) {
-      scores[place] = scores[place - 1];
-      keys[place] = keys[place - 1];
+    float* scores = score_ + r * stride_;
+    int32_t* keys = index_ + r * stride_;
+    vf before = splat(INF);
+    vi key_before{};
+    for (int64_t i = 0; i < stride_; i += W) {
+      const vf held = load(scores + i), above = moved_up(held, before);
+      vi key_held;
+      std::memcpy(&key_held, keys + i, sizeof key_held);
+      const vi key_above = moved_up(key_held, key_before);
+      const vi now = held >= s ? key_held : above >= s ? vi{} + key : key_above;
+      store(scores + i, larger(smaller(above, splat(s)), held));
+      std::memcpy(keys + i, &now, sizeof now);
+      before = splat(held[W - 1]);
+      key_before = vi{} + key_held[W - 1];
     }
-    scores[place] = s;
-    keys[place] = key;
   }
+
+  int32_t k_ = 0;
+  int64_t stride_ = 0;
+  float* score_ = nullptr;
+  int32_t* index_ = nullptr;
 };
 
 // Row i of head h is done: write its output and what is known of it from m, l = `total`, e = `spread` and the sums over

@@ -108,6 +108,21 @@ LL_INLINE vf swapped(vf x) {
 #endif
 }
 
+// The lanes moved up by one: lane 0 is that of `first`, lane i that of x's lane i - 1.
+template <class V>
+LL_INLINE V moved_up(V x, V first) {
+  vi from;
+  for (int i = 0; i < W; i++) from[i] = i - 1;
+  from[0] = W;
+#if defined(__clang__)
+  V y;
+  for (int i = 0; i < W; i++) y[i] = from[i] == W ? first[0] : x[from[i]];
+  return y;
+#else
+  return __builtin_shuffle(x, first, from);
+#endif
+}
+
 LL_INLINE float sum_of(vf x) {
   if constexpr (W > 8) x += swapped<8>(x);
   if constexpr (W > 4) x += swapped<4>(x);
