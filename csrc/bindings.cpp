@@ -54,6 +54,8 @@ void read(Numbers& from, Call& call) {
   call.mask.dense = from.tensor();
   call.vector = from.pointer<float>();
   call.vector_head = from.whole();
+  call.sink = from.pointer<float>();
+  call.sink_n = from.whole(), call.sink_head = from.whole();
 }
 
 Forward forward_of(nb::tuple numbers) {

@@ -40,6 +40,8 @@ struct Call {
   float cap = 0;           // of dot scores: s becomes cap tanh(s / cap), before bias and mask; 0: it stays s
   const float* vector = nullptr;  // of additive scores: [D], or [H, D] with vector_head = D
   int64_t vector_head = 0;
+  const float* sink = nullptr;  // [N, H] with these strides: one more logit of each row, which gives no value
+  int64_t sink_n = 0, sink_head = 0;
   int32_t threads = 1;
 };
 
