@@ -67,6 +67,10 @@ struct Backward : Call {
   const float *lse = nullptr, *rows = nullptr;  // as the forward pass left them
   const float* grad_lse = nullptr;  // [N, H, T] or null
   Tensor grad_query, grad_key, grad_value;
+  // fp32, set to 0 by the caller, or null: strides 0 where the bias is broadcast; a row stride of -1: a number per distance
+  // j - i. It lies in `bias_size` floats, pair (0, 0) of batch entry 0 and head 0 at `bias_origin`.
+  Tensor grad_bias;
+  int64_t bias_size = 0, bias_origin = 0;
   float* grad_vector = nullptr;     // additive: as `vector`, set to 0 by the caller
 };
 

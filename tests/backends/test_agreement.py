@@ -154,7 +154,7 @@ def test_sinks_worked_by_hand(backend, budget):
         torch.testing.assert_close(view.lse, torch.tensor([[math.log(8), math.log(4)]]))
         entropy = 0.125 * math.log(8) + 0.375 * math.log(8 / 3)
         torch.testing.assert_close(view.entropy(), torch.tensor([[entropy, 0.0]]))
-        # d output / d sink = -w_sink output, d lse / d sink = w_sink; nothing comes from the row without keys but its lse.
+        # d output / d sink = -w_sink output, d lse / d sink = w_sink; the row without keys has its lse alone.
         (slope,) = torch.autograd.grad(output, sink, torch.tensor([[[1.0], [math.nan]]]), retain_graph=True)
         torch.testing.assert_close(slope, torch.tensor([-3.5]))
         (slope,) = torch.autograd.grad(view.lse.sum(), sink)

@@ -49,8 +49,6 @@ class Native(Backend):
             return "there is nothing to attend to"
         if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:
             return "the score is neither a dot product nor additive"
-        if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
-            return "it has no gradient of a bias"
         if call.mask is not None and call.mask.form(call.whole()) is None:
             return "the mask is not a band, lengths and one dense pattern"
         return extension.refusal()
@@ -89,10 +87,11 @@ class _Attention(torch.autograd.Function):
         *tensors, output, lse, rows = ctx.saved_tensors
         call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
         to_output, to_lse = grad_outputs
+        wanted = ctx.needs_input_grad[-len(tensors) :]
         with torch.no_grad(), no_autocast(call.query):
             if to_output is None:
                 to_output = torch.zeros_like(output)
-            grads = None if rows is None else _backward(call, output, lse, rows, to_output, to_lse)
+            grads = None if rows is None else _backward(call, output, lse, rows, to_output, to_lse, wanted)
         if grads is None:
             grads = _careful_backward(call, ctx.careful, tensors, to_output, to_lse)
         return (None, None, None, *final(grads, "native"))
@@ -125,14 +124,21 @@ def _forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
 
 
 def _backward(
-    call: Call, output: Tensor, lse: Tensor, rows: Tensor, to_output: Tensor, to_lse: Tensor | None
+    call: Call,
+    output: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    to_output: Tensor,
+    to_lse: Tensor | None,
+    wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...] | None:
-    """Gradients to the call's tensors; None where it met NaN or inf."""
+    """Gradients to the call's tensors, a bias only if `wanted`, in their order; None where it met NaN or inf."""
     grads = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in (call.query, call.key, call.value)]
     if to_lse is not None:
         to_lse = to_lse.contiguous()
     numbers, kept_alive = _common(call)
     vector = call.score.tanh_vector()
+    to_bias = None if call.bias is None or not wanted[3] else torch.zeros(call.bias.shape, dtype=torch.float32)
     to_vector = None if vector is None else torch.zeros(vector.shape, dtype=torch.float32)
     module = extension.native()
     assert module is not None
@@ -148,16 +154,26 @@ def _backward(
             *_place(grads[0]),
             *_place(grads[1]),
             *_place(grads[2]),
+            *_bias_place(call, to_bias),
             _address(to_vector),
         )
     )
     del kept_alive
     if not done:
         return None
+    if to_bias is not None and call.bias is not None:
+        to_bias = to_bias.to(call.bias.dtype)
     to_sink = None if call.sink is None else _sink_gradient(call.sink, output, rows, to_output, to_lse)
     if vector is None or to_vector is None:
-        return *grads, None, to_sink
-    return *grads, None, to_sink, to_vector.to(vector.dtype)
+        return *grads, to_bias, to_sink
+    return *grads, to_bias, to_sink, to_vector.to(vector.dtype)
+
+
+def _bias_place(call: Call, to_bias: Tensor | None) -> tuple[int, ...]:
+    """Where the gradient of the bias lies, how many numbers it has, and which of them is that of pair (0, 0)."""
+    if to_bias is None:
+        return *_NOTHING, 0, 0
+    return *_place(to_bias.expand(*call.query.shape[:3], call.key.shape[2])), to_bias.numel(), 0
 
 
 def _sink_gradient(sink: Tensor, output: Tensor, rows: Tensor, to_output: Tensor, to_lse: Tensor | None) -> Tensor:

@@ -22,8 +22,8 @@ class Pieces(NamedTuple):
     """What the forward pass leaves behind.
 
     output [N, H, T, E]; lse [N, H, T] or None; weights [N, H, T, S] before dropout; kept_over_rate the same shape, or
-    None without dropout; kept: what the score keeps; masked: whether a mask or bias took part; share: the sinks' weights
-    [N, H, T], or None.
+    None without dropout; kept: what the score keeps; masked: whether a mask or bias took part; share: the sinks'
+    weights [N, H, T], or None.
     """
 
     output: Tensor
