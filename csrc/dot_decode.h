@@ -142,7 +142,7 @@ class DotDecode {
     for (int64_t r = 0; r < rows_; r++) {
       float* s = own.weights + r * STRETCH;
       const Span keys = keys_of_row(call_, n, r % call_.T);
-      apply_mask(call_, n, head(g, r), r % call_.T, key, {std::max(keys.first, first), std::min(keys.last, last)}, s, 0, to);
+      finish_scores(call_, n, head(g, r), r % call_.T, key, {std::max(keys.first, first), std::min(keys.last, last)}, s, 0, to);
       if (scores_) {
         float* kept = scores(unit, r) + key;
         std::copy(s, s + to, kept);
@@ -192,7 +192,7 @@ class DotDecode {
         const int64_t n = unit / call_.G, h = head(unit % call_.G, r), i = r % call_.T;
         watch.see(ends[1]);
         for (int64_t x = 0; x < width_; x += W) watch.see(load(sums + x));
-        const float inverse = write_result(call_, n, h, i, ends[0], ends[1], ends[2], sums);
+        const float inverse = write_result(call_, n, h, i, ends[0], ends[1], ends[2], sink_of(call_, n, h), sums);
         if (scores_) look_back(unit, r, n, h, i, ends[0], inverse, strongest);
       }
     return watch.clean();

@@ -126,12 +126,12 @@ class DotForward {
     float *s = kept_rows_ ? kept_rows_ + (block * rows_ + r) * KEYS : weights_, *p = strongest_ ? weights_ : s;
     product<false>(rows, to - from, 0, call_.D, call_.D, {query_ + r * call_.D, call_.D, 1}, key_ + from * call_.D, s + from,
                    KEYS);
-    const bool extra = call_.bias.data || call_.mask.dense.data;
+    const bool extra = has_extras(call_);
     for (int64_t i = 0; i < rows; i++) {
       float* row = s + i * KEYS;
       const Span keys = spans_[static_cast<size_t>(r + i)];
       if (extra || keys.first > key + from || keys.last < key + to)
-        apply_mask(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
+        finish_scores(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
       if (state_.spread) soften<true>(state_, r + i, row, p + i * KEYS, from, to);
       else soften<false>(state_, r + i, row, p + i * KEYS, from, to);
       if (largest_) largest_[block * rows_ + r + i] = state_.largest[r + i];
@@ -152,12 +152,11 @@ class DotForward {
   }
 
   void finish() {
+    const float sink = sink_of(call_, n_, h_);
     for (int64_t r = 0; r < count_; r++) {
-      const int64_t i = first_ + r;
-      const float spread = state_.spread ? sum_of(load(state_.spread + r * W)) : 0.0f, m = state_.largest[r];
+      const float spread = state_.spread ? sum_of(load(state_.spread + r * W)) : 0.0f;
       const float total = sum_of(load(state_.total + r * W));
-      const float inverse = write_result(call_, n_, h_, i, m, total, spread, sum_ + r * width_);
-      state_.change[r] = inverse;
+      state_.change[r] = write_result(call_, n_, h_, first_ + r, state_.largest[r], total, spread, sink, sum_ + r * width_);
     }
   }
 

@@ -23,15 +23,32 @@ struct RowState {
   }
 };
 
-// Scores [first, last) of row i take in the bias, and become -inf where the mask forbids. The row's keys
-// are s[0] = key `key`, ...; `last` is a multiple of W, beyond the keys if need be.
-inline void apply_mask(const Call& call, int64_t n, int64_t h, int64_t i, int64_t key, Span keys, float* s, int64_t first,
-                       int64_t last) {
+// Whether scores are not final as the product leaves them, even where a row may see every key.
+inline bool has_extras(const Call& call) { return call.cap > 0 || call.bias.data || call.mask.dense.data; }
+
+// Scores s become cap tanh(s / cap); `slope`, if wanted, takes the derivative 1 - tanh^2. Ends are multiples of W.
+inline void cap_scores(float cap, float* s, float* slope, int64_t first, int64_t last) {
+  for (int64_t j = first; j < last; j += W) {
+    const vf t = tanh(load(s + j) / cap);
+    store(s + j, t * cap);
+    if (slope) store(slope + j, 1.0f - t * t);
+  }
+}
+
+// The one place where scores [first, last) of row i become final: cap, then bias, then -inf where the mask forbids. The
+// row's keys are s[0] = key `key`, ...; ends are multiples of W, beyond the keys if need be. `slope`, if there is a cap
+// and it is wanted, takes the derivative of the capped score by the score, for the same places.
+inline void finish_scores(const Call& call, int64_t n, int64_t h, int64_t i, int64_t key, Span keys, float* s, int64_t first,
+                          int64_t last, float* slope = nullptr) {
   const int64_t from = std::clamp(keys.first - key, first, last), to = std::clamp(keys.last - key, from, last);
+  if (call.cap > 0) cap_scores(call.cap, s, slope, first, last);
   if (call.bias.data) {
     const Tensor& t = call.bias;
     const float* bias = static_cast<const float*>(t.data) + n * t.n + h * t.head + i * t.row + key * t.column;
-    for (int64_t j = from; j < to; j++) s[j] += bias[j * t.column];
+    if (t.column == 1)
+      for (int64_t j = from; j < to; j++) s[j] += bias[j];
+    else
+      for (int64_t j = from; j < to; j++) s[j] += bias[j * t.column];
   }
   if (call.mask.dense.data) {
     const Tensor& t = call.mask.dense;
@@ -79,6 +96,33 @@ LL_INLINE void soften(RowState& state, int64_t r, const float* s, float* p, int6
   store(state.total + r * W, sum * change + total);
   state.largest[r] = m;
   state.change[r] = change;
+}
+
+// The sink of a head: -inf for none.
+inline float sink_of(const Call& call, int64_t n, int64_t h) {
+  return call.sink ? call.sink[n * call.sink_n + h * call.sink_head] : -INF;
+}
+
+// What a row comes to once all its keys were met and its sink joins them.
+struct RowEnd {
+  float m = 0, inverse = 0;  // the largest score and 1 / sum e^(s - m), both with the sink; 0 and 0 of an empty row
+  float by = 0;              // what e^(s - m of the keys alone) is to be multiplied by to become a weight
+  float lse = -INF;
+  float entropy = 0;  // of the keys' weights; it needs `spread`
+};
+
+// m, total = sum e^(s - m) and spread = sum e^(s - m) (s - m) of the keys.
+inline RowEnd end_of_row(float m, float total, float spread, float sink) {
+  RowEnd end;
+  if (total == 0) {
+    if (sink != -INF) end.m = end.lse = sink, end.inverse = 1;
+    return end;
+  }
+  const float top = std::max(m, sink), fall = m - top, change = sink == -INF ? 1.0f : exp_scalar(fall);
+  const float sum = sink == -INF ? total : total * change + exp_scalar(sink - top), log_sum = std::log(sum);
+  end.m = top, end.inverse = 1 / sum, end.by = change * end.inverse, end.lse = top + log_sum;
+  end.entropy = std::max(0.0f, end.by * (total * (log_sum - fall) - spread));
+  return end;
 }
 
 // The strongest links of each row so far: scores and keys, strongest first, of equal ones the lower key first.
@@ -166,18 +210,18 @@ class Strongest {
   int32_t* index_ = nullptr;
 };
 
-// Row i of head h is done: write its output and what is known of it from m, l = `total`, e = `spread` and the sums over
-// the values. Returns 1 / l, and 0 of a row that saw nothing.
-inline float write_result(const Forward& call, int64_t n, int64_t h, int64_t i, float m, float total, float spread,
+// Row i of head h is done: write its output and what is known of it from m, total and spread of its keys (see end_of_row)
+// and the sums over the values. Returns what e^(s - m) is to be multiplied by to become a weight.
+inline float write_result(const Forward& call, int64_t n, int64_t h, int64_t i, float m, float total, float spread, float sink,
                           const float* sums) {
   const int64_t line = (n * call.H + h) * call.T + i;
-  const float inverse = total == 0 ? 0.0f : 1 / total;
+  const RowEnd end = end_of_row(m, total, spread, sink);
   Tensor output = call.output;
-  write_row(row_at(output, call.type, n, h, i), call.type, output.column, call.E, sums, inverse);
-  if (call.lse) call.lse[line] = total == 0 ? -INF : m + std::log(total);
-  if (call.rows) call.rows[2 * line] = total == 0 ? 0.0f : m, call.rows[2 * line + 1] = inverse;
-  if (call.seen.entropy) call.seen.entropy[line] = total == 0 ? 0.0f : std::max(0.0f, std::log(total) - spread * inverse);
-  return inverse;
+  write_row(row_at(output, call.type, n, h, i), call.type, output.column, call.E, sums, end.by);
+  if (call.lse) call.lse[line] = end.lse;
+  if (call.rows) call.rows[2 * line] = end.m, call.rows[2 * line + 1] = end.inverse;
+  if (call.seen.entropy) call.seen.entropy[line] = end.entropy;
+  return end.by;
 }
 
 }  // namespace limelight::LIMELIGHT_ISA

@@ -40,6 +40,8 @@ class Fused(Backend):
         width = call.query.shape[-1]
         if call.score.plain_scale(width) is None:
             return "the score is not a plain dot product"
+        if call.score.soft_cap() is not None:
+            return "the score is capped"
         if call.wants_lse:
             return "the weights are looked at, and it does not give the lse"
         if call.dropout:
@@ -48,6 +50,8 @@ class Fused(Backend):
             return "a bias would be expanded to T x S"
         if width != call.value.shape[-1]:
             return f"query and value differ in width ({width} and {call.value.shape[-1]}), which would store T x S"
+        if call.sink is not None:
+            return "a sink takes part in the softmax"
         if not call.pairs():
             return "there is nothing to attend to"
         if not call.query.dtype is call.key.dtype is call.value.dtype:
