@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from limelight.arrays import Array, is_array, tensors_of
 from limelight.backends.protocol import Call
 from limelight.backends.select import BACKENDS, choose
 from limelight.contract import check_bias, check_dropout, check_inputs, check_sink
@@ -22,9 +24,9 @@ _DEFAULT_SCORE = dot()
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Array,
+    key: Array,
+    value: Array,
     *,
     score: Score | None = None,
     mask: Mask | None = None,
@@ -33,7 +35,7 @@ def attend(
     dropout: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Array:
     """softmax(score(query, key) + bias, over the keys that mask allows) value, exactly.
 
     Scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1) when nothing but query, key and value is
@@ -56,21 +58,25 @@ def attend(
             it. The same seed drops the same weights, in every backend.
         backend: "auto" (the fastest that can), or a name; see `explain`.
 
-    Result: [..., H, T, E], the dtype of value.
+    Result: [..., H, T, E], the dtype of value. NumPy arrays for query, key, value, bias and sink give a NumPy array.
 
     Errors: ArgumentError for an argument that breaks a rule; BackendError if the named backend cannot run the call.
 
     Example: `attend(q, k, v, mask=causal())` with q [2, 8, 5, 64], k and v [2, 2, 7, 64] gives [2, 8, 5, 64].
     """
+    if is_array(query):
+        given = tensors_of(query=query, key=key, value=value, bias=bias, sink=sink)
+        rest = {"score": score, "mask": mask, "dropout": dropout, "seed": seed, "backend": backend}
+        return attend(*given[:3], bias=given[3], sink=given[4], **rest).numpy()
     call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=False)
-    output = choose(call, backend).run(call).output
+    output: Any = choose(call, backend).run(call).output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
 
 
 def look(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Array,
+    key: Array,
+    value: Array,
     *,
     score: Score | None = None,
     mask: Mask | None = None,
@@ -80,18 +86,24 @@ def look(
     seed: int | None = None,
     backend: str = "auto",
     observe: Sequence[str | Observation] = (),
-) -> tuple[Tensor, AttentionView]:
+) -> tuple[Array, AttentionView]:
     """As `attend`, and a view of the attention matrix, which is not stored: the view computes what is asked of it.
 
     Arguments: as `attend`, and
         observe: what is to be gathered at once: "received", "entropy", `top(k)`. The view then holds the answers.
 
-    Result: (output, view). The view's weights are those before dropout.
+    Result: (output, view); arrays give an array for output, and the view answers in tensors. The view's weights are
+        those before dropout.
 
     Errors: as `attend`; ArgumentError for an unknown name in `observe`.
 
     Example: `output, view = look(q, k, v, observe=("entropy", top(8)))`; then `view.top(8).indices` is [..., H, T, 8].
     """
+    if is_array(query):
+        given = tensors_of(query=query, key=key, value=value, bias=bias, sink=sink)
+        rest = {"score": score, "mask": mask, "dropout": dropout, "seed": seed, "backend": backend, "observe": observe}
+        output, view = look(*given[:3], bias=given[3], sink=given[4], **rest)
+        return output.numpy(), view
     observe = check_observations(observe)
     call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=True)
     call.gather = gather_of(observe, key.shape[-2])
@@ -99,7 +111,8 @@ def look(
     assert result.lse is not None
     view = AttentionView(call, result.lse, result.weights)
     view.gather(observe, result.gathered)
-    return result.output.reshape(query.shape[:-1] + result.output.shape[-1:]), view
+    output: Any = result.output
+    return output.reshape(query.shape[:-1] + output.shape[-1:]), view
 
 
 @dataclass(frozen=True)
@@ -149,9 +162,9 @@ def explain(
 
 
 def _checked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Any,
+    key: Any,
+    value: Any,
     score: Score | None,
     mask: Mask | None,
     bias: Tensor | None,
@@ -185,7 +198,7 @@ def _checked(
     if dropout:
         check_dropout(dropout)
         seed = _seed(seed)
-    call = Call(query, key, value, score, mask, bias, dropout, seed or 0, lead, wants_lse, sink=sink)
+    call = Call(query, key, value, score, mask, bias, dropout, 0 if seed is None else seed, lead, wants_lse, sink=sink)
     if mask is not None:
         _check_mask(mask, call.whole())
     return call
@@ -200,9 +213,10 @@ def _check_mask(mask: Mask, whole: Block) -> None:
     mask.check(whole)
 
 
-def _seed(seed: int | None) -> int:
+def _seed(seed: int | None) -> Any:
     if seed is None:
-        return int(torch.randint(2**63 - 1, ()))
+        fresh = torch.randint(2**63 - 1, ())
+        return fresh if torch.compiler.is_compiling() else int(fresh)  # a tensor stays in the compiled graph
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ArgumentError(f"seed must be an integer in [0, 2^63), or None to draw one; it is {seed!r}.")
     return seed

@@ -63,7 +63,7 @@ def check_observations(observe: Sequence[str | Observation]) -> tuple[Observatio
 def gather_of(observe: Sequence[Observation], keys: int) -> Gather:
     """The observations as a backend takes them, for S keys."""
     names = {one.name for one in observe}
-    most = max((one.k for one in observe), default=0)
+    most = max([one.k for one in observe] or [0])
     return Gather("received" in names, "entropy" in names, min(most, keys))
 
 

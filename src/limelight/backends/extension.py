@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 
 # Before the extension: it leaves its OpenMP calls to be resolved by the runtime that torch loads.
-import torch  # noqa: F401
+import torch
 
 NAME = "limelight._native"
 
@@ -38,6 +38,7 @@ def reason() -> str | None:
     return _load()[1]
 
 
+@torch.compiler.assume_constant_result
 def refusal() -> str | None:
     """Why no native kernel can be called in this process; None where they can. Never raises."""
     module = native()

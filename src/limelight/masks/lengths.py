@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -52,7 +53,7 @@ class Lengths(Mask):
                 f"{list(shape)} and the leading axes are {list(block.lead)}. Give one length per sequence, [B] for a "
                 f"query [B, H, T, D]."
             )
-        if self.longest > block.keys:
+        if self.longest > block.keys and not torch.compiler.is_compiling():
             raise ArgumentError(
                 f"mask lengths(...): every length must be in [0, S] with S = {block.keys} keys; the largest is "
                 f"{self.longest}. Pad key and value to the longest sequence, or clamp the lengths."
@@ -115,6 +116,8 @@ def lengths(count: Tensor) -> Mask:
     count = count.detach().to(torch.int64, copy=True)
     if count.numel() == 0:
         return Lengths(count, 0, 0)
+    if torch.compiler.is_compiling():
+        return Lengths(count, 0, sys.maxsize)  # no length has a value yet: nothing is known
     low, high = torch.aminmax(count)
     shortest, longest = int(low), int(high)
     if shortest < 0:

@@ -1,0 +1,83 @@
+"""Under a compiler: one graph, the same numbers and gradients, and an operator that torch's own checks accept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limelight import additive, attend, causal, dense, dot, lengths, window
+from limelight.backends import extension
+
+pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason="no native kernels here")
+
+N, H, T, S, D = 2, 3, 5, 7, 11
+
+
+@pytest.fixture
+def given():
+    torch.manual_seed(3)
+    shapes = {
+        "q": (N, H, T, D), "k": (N, H, S, D), "v": (N, H, S, 13), "vector": (D,), "bias": (1, H, T, S), "sink": (H,),
+    }  # fmt: skip
+    leaves = {name: torch.randn(shape, requires_grad=True) for name, shape in shapes.items()}
+    return leaves | {"counts": torch.tensor([4, 7]), "allowed": torch.rand(N, 1, T, S) > 0.3}
+
+
+CALLS = {
+    "plain": lambda q, k, v, **_: attend(q * 1.5, k, v),
+    "capped, scaled": lambda q, k, v, **_: attend(q * 1.5, k, v, score=dot(0.3, cap=2.0)),
+    "causal, lengths": lambda q, k, v, counts, **_: attend(q * 1.5, k, v, mask=causal() & lengths(counts)),
+    "dense, window": lambda q, k, v, allowed, **_: attend(q * 1.5, k, v, mask=dense(allowed) & window(2, 2)),
+    "additive": lambda q, k, v, vector, counts, **_: attend(q, k, v, score=additive(vector), mask=lengths(counts)),
+    "bias, sink": lambda q, k, v, bias, sink, **_: attend(q * 1.5, k, v, bias=bias, sink=sink),
+    "dropout": lambda q, k, v, **_: attend(q * 1.5, k, v, dropout=0.4, seed=5),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compiled_in_one_graph(given, name):
+    torch.compiler.reset()
+    compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
+    got, want = compiled(**given), CALLS[name](**given)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    leaves = [one for one in given.values() if one.requires_grad]
+    found, wanted = (torch.autograd.grad(out.square().sum(), leaves, allow_unused=True) for out in (got, want))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours is None) is (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_fresh_seed_under_a_compiler(given):
+    torch.compiler.reset()
+    q, k, v = given["q"], given["k"], given["v"]
+    compiled = torch.compile(lambda: attend(q, k, v, dropout=0.5), fullgraph=True, backend="aot_eager")
+    assert not torch.equal(compiled(), compiled())
+
+
+def test_nan_behind_the_mask_and_in_sight(given):
+    torch.compiler.reset()
+    q, k, v = (given[name].detach().clone() for name in "qkv")
+    k[0, :, 5] = torch.nan
+    v[1, 0, 2] = torch.inf
+    allowed = torch.ones(N, 1, 1, S, dtype=torch.bool)
+    allowed[0, ..., 5] = False
+    leaves = [one.requires_grad_() for one in (q, k, v)]
+
+    def call(q, k, v):
+        return attend(q, k, v, mask=dense(allowed))
+
+    got, want = torch.compile(call, fullgraph=True, backend="aot_eager")(*leaves), call(*leaves)
+    assert want.isfinite()[0].all()
+    torch.testing.assert_close(got, want, equal_nan=True)
+    found, wanted = (torch.autograd.grad(out[0].sum(), leaves) for out in (got, want))
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("gather", [(False, False, 0), (True, True, 3)])
+def test_what_torch_asks_of_an_operator(given, gather):
+    q, k, v, sink = (given[name] for name in ("q", "k", "v", "sink"))
+    none, far = None, 1 << 40
+    arguments = (q, k, v, none, sink, none, given["counts"], none, -far, 2, 0.3, 0.0, 0.0, torch.tensor(0), *gather)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.limelight.attention.default, arguments, test_utils=checks)
