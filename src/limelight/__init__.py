@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from limelight import biases, masks, scores
     from limelight.attend import Explanation, attend, explain, look
     from limelight.biases import alibi, relative, t5_buckets
-    from limelight.masks import causal, dense, lengths, window
+    from limelight.masks import causal, dense, lengths, segments, window
     from limelight.scores import additive, concat, dot, general, tile_score
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
     "limelight.biases": ("alibi", "relative", "t5_buckets"),
-    "limelight.masks": ("causal", "dense", "lengths", "window"),
+    "limelight.masks": ("causal", "dense", "lengths", "segments", "window"),
     "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
@@ -59,6 +59,7 @@ __all__ = [
     "relative",
     "resume",
     "scores",
+    "segments",
     "t5_buckets",
     "tile_score",
     "top",

@@ -39,7 +39,7 @@ class Native(Backend):
         return "native"
 
     def refusal(self, call: Call) -> str | None:
-        """It takes dot and additive scores on the CPU, and masks that are a band, lengths and one dense pattern."""
+        """It takes dot and additive scores on the CPU, masks that are a band, lengths, runs and a dense pattern."""
         query = call.query
         if query.device.type != "cpu":
             return f"it runs on the CPU, and query is on {query.device}"
@@ -50,7 +50,7 @@ class Native(Backend):
         if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:
             return "the score is neither a dot product nor additive"
         if call.mask is not None and call.mask.form(call.whole()) is None:
-            return "the mask is not a band, lengths and one dense pattern"
+            return "the mask is not a band, lengths, runs of keys and one dense pattern"
         return extension.refusal()
 
     def fastest(self, call: Call) -> bool:
@@ -275,6 +275,12 @@ def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
         alive.append(wide)
         dense = _place(wide)
     sizes = (n, heads, groups, queries, keys, width, value_width, _TYPES[query.dtype], torch.get_num_threads())
-    mask = (form.low, form.high, lengths, 0, 0, *dense)
+    runs = [0, 0]
+    for place, ends in enumerate((form.first, form.last)):
+        if ends is not None:
+            wide = ends.expand(n, queries).contiguous()
+            alive.append(wide)
+            runs[place] = wide.data_ptr()
+    mask = (form.low, form.high, lengths, *runs, *dense)
     numbers = (*sizes, 1.0 if scale is None else scale, call.score.soft_cap() or 0.0, call.dropout, call.seed)
     return (*numbers, *_place(query), *_place(key), *_place(value), *bias, *mask, *vector_place, *sink_place), alive
