@@ -13,9 +13,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from limelight import masks, scores
+    from limelight import biases, masks, scores
     from limelight.attend import Explanation, attend, explain, look
-    from limelight.masks import causal, dense, lengths, window
+    from limelight.biases import alibi, relative, t5_buckets
+    from limelight.masks import causal, dense, lengths, segments, window
     from limelight.scores import additive, concat, dot, general, tile_score
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
@@ -25,14 +26,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
-    "limelight.masks": ("causal", "dense", "lengths", "window"),
+    "limelight.biases": ("alibi", "relative", "t5_buckets"),
+    "limelight.masks": ("causal", "dense", "lengths", "segments", "window"),
     "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
     "limelight.view": ("AttentionView", "Links", "top"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = ("masks", "scores")
+_SUBMODULES = ("biases", "masks", "scores")
 
 __all__ = [
     "AttentionView",
@@ -42,7 +44,9 @@ __all__ = [
     "Translator",
     "__version__",
     "additive",
+    "alibi",
     "attend",
+    "biases",
     "causal",
     "concat",
     "dense",
@@ -52,8 +56,11 @@ __all__ = [
     "lengths",
     "look",
     "masks",
+    "relative",
     "resume",
     "scores",
+    "segments",
+    "t5_buckets",
     "tile_score",
     "top",
     "train",

@@ -13,7 +13,8 @@ from torch import Tensor
 from limelight.arrays import Array, is_array, tensors_of
 from limelight.backends.protocol import Call
 from limelight.backends.select import BACKENDS, choose
-from limelight.contract import check_bias, check_dropout, check_inputs, check_sink
+from limelight.biases import Bias
+from limelight.contract import accumulation_dtype, check_bias, check_dropout, check_inputs, check_sink
 from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.block import fold_lead
@@ -30,7 +31,7 @@ def attend(
     *,
     score: Score | None = None,
     mask: Mask | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | Bias | None = None,
     sink: Tensor | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
@@ -48,7 +49,8 @@ def attend(
         value: [..., G, S, E].
         score: how a query meets a key, from `limelight.scores`; None: `dot()`, q·k / sqrt(D).
         mask: who may attend to whom, from `limelight.masks`; None: everyone to everyone.
-        bias: added to the scores, float, broadcasts to [..., H, T, S]; gradients flow to it. -inf forbids.
+        bias: added to the scores: float, broadcasts to [..., H, T, S], or one of `limelight.biases`, which takes no
+            T x S tensor. Gradients flow to it. -inf forbids.
         sink: one more logit for each row, float, [H] or what broadcasts to [..., H]: it takes its share of the softmax
             and gives no value, so a row's weights sum to less than 1; gradients flow to it. gpt-oss (2025, arXiv
             2508.10925, section 2.2); a sink of 0 is the "softmax plus one" of Miller (2023, Attention Is Off By One).
@@ -80,7 +82,7 @@ def look(
     *,
     score: Score | None = None,
     mask: Mask | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | Bias | None = None,
     sink: Tensor | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
@@ -140,7 +142,7 @@ def explain(
     *,
     score: Score | None = None,
     mask: Mask | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | Bias | None = None,
     sink: Tensor | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
@@ -167,7 +169,7 @@ def _checked(
     value: Any,
     score: Score | None,
     mask: Mask | None,
-    bias: Tensor | None,
+    bias: Tensor | Bias | None,
     sink: Tensor | None,
     dropout: float,
     seed: int | None,
@@ -184,10 +186,13 @@ def _checked(
         )
     score.check(query, key)
     lead = tuple(query.shape[:-3])
-    if bias is not None:
+    dense_bias = None
+    if isinstance(bias, Bias):
+        bias.check(query)
+    elif bias is not None:
         full = (*query.shape[:-1], key.shape[-2])
         check_bias(bias, query, full)
-        bias = fold_lead(bias, lead, 3)
+        dense_bias = fold_lead(bias, lead, 3)
     if sink is not None:
         check_sink(sink, query)
         sink = fold_lead(sink, lead, 1)
@@ -198,7 +203,11 @@ def _checked(
     if dropout:
         check_dropout(dropout)
         seed = _seed(seed)
-    call = Call(query, key, value, score, mask, bias, dropout, 0 if seed is None else seed, lead, wants_lse, sink=sink)
+    call = Call(
+        query, key, value, score, mask, dense_bias, dropout, 0 if seed is None else seed, lead, wants_lse, sink=sink
+    )
+    if isinstance(bias, Bias):
+        call.distances = bias.by_distance(call.whole(), accumulation_dtype(call.query.dtype))
     if mask is not None:
         _check_mask(mask, call.whole())
     return call

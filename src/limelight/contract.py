@@ -136,7 +136,7 @@ def check_bias(bias: Tensor, query: Tensor, full: Sequence[int]) -> None:
         kind = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
         raise ArgumentError(
             f"bias must be a float tensor that is added to the scores; it is {kind}. "
-            f"For True and False use mask=limelight.dense(...)."
+            f"For True and False use mask=limelight.dense(...), for positions one of limelight.biases."
         )
     if bias.device != query.device:
         raise ArgumentError(

@@ -179,8 +179,8 @@ class AttentionView:
     def detach(self) -> AttentionView:
         """The same view without the graph of its inputs: what to store."""
         call = self._call
-        bias = None if call.bias is None else call.bias.detach()
-        call = replace(call, query=call.query.detach(), key=call.key.detach(), bias=bias)
+        bias, distances = (None if one is None else one.detach() for one in (call.bias, call.distances))
+        call = replace(call, query=call.query.detach(), key=call.key.detach(), bias=bias, distances=distances)
         view = AttentionView(call, self._lse.detach(), self._weights)
         view._gathered = self._gathered
         return view
@@ -225,7 +225,7 @@ class AttentionView:
 
     def _kept_bytes(self) -> int:
         call = self._call
-        kept = [call.query, call.key, self._lse, call.bias, self._weights, *call.score.parameters]
+        kept = [call.query, call.key, self._lse, call.bias, call.distances, self._weights, *call.score.parameters]
         for one in self._gathered.values():
             kept.extend(one if isinstance(one, Links) else (one,))
         return sum(one.nbytes for one in kept if one is not None)

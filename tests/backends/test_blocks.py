@@ -39,6 +39,11 @@ def test_streaming_never_holds_more_than_a_block(name, mask):
     assert _run("streaming", name, mask, dropout=0.1, seed=1) <= BUDGET < LONG.T * LONG.S
 
 
+@pytest.mark.parametrize("bias", [limelight.alibi(), limelight.relative(torch.zeros(2, 9, requires_grad=True))])
+def test_a_bias_by_distance_is_never_expanded(bias):
+    assert _run("streaming", "dot", limelight.causal(), bias=bias, sink=torch.zeros(2)) <= BUDGET < LONG.T * LONG.S
+
+
 def test_the_watcher_sees_what_the_reference_makes():
     assert _run("reference", "dot", None) >= LONG.H * LONG.T * LONG.S
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import limelight
-from limelight import attend, causal, dense, dot, lengths, look, top, window
+from limelight import attend, causal, dense, dot, lengths, look, segments, top, window
 from limelight.backends import extension
 from limelight.errors import BackendError
 
@@ -22,6 +22,12 @@ LENGTHS = (1, 2, 7, 24, 41, 131, 200, 389)
 
 def _random(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _ids(draw, seed, n, *sizes):
+    """Ids of packed sequences; keys may have other lengths than queries, and queries ids that no key has."""
+    lead = draw(st.sampled_from(((), (n,))))
+    return [(_random(seed + place, *lead, size) > 1.3).cumsum(-1) for place, size in enumerate(sizes)]
 
 
 @st.composite
@@ -38,6 +44,7 @@ def cases(draw, additive=False):
         "causal": lambda: causal(draw(st.sampled_from(("end", "start")))),
         "window": lambda: window(draw(st.integers(0, 9)), draw(st.integers(0, 9))),
         "lengths": lambda: lengths(torch.tensor([draw(st.integers(0, S)) for _ in range(n)])),
+        "segments": lambda: segments(*_ids(draw, seed + 6, n, T, S)),
         "dense": lambda: dense(_random(seed + 3, draw(st.sampled_from((1, n))), 1, T, S) > -0.5),
     }
     mask = None
@@ -279,6 +286,7 @@ def test_gradients_of_gradients_are_refused():
     ("change", "reason"),
     [
         ({"mask": ~causal()}, "the mask is not a band"),
+        ({"mask": segments(torch.tensor([0, 1, 0, 1, 1]))}, "the mask is not a band"),
         ({"score": limelight.tile_score(lambda q, k, query_index, key_index: q @ k.mT)}, "neither a dot product nor"),
     ],
 )

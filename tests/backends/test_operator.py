@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limelight import additive, attend, causal, dense, dot, lengths, window
+from limelight import additive, alibi, attend, causal, dense, dot, lengths, window
 from limelight.backends import extension
 
 pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason="no native kernels here")
@@ -20,7 +20,11 @@ def given():
         "q": (N, H, T, D), "k": (N, H, S, D), "v": (N, H, S, 13), "vector": (D,), "bias": (1, H, T, S), "sink": (H,),
     }  # fmt: skip
     leaves = {name: torch.randn(shape, requires_grad=True) for name, shape in shapes.items()}
-    return leaves | {"counts": torch.tensor([4, 7]), "allowed": torch.rand(N, 1, T, S) > 0.3}
+    return leaves | {
+        "counts": torch.tensor([4, 7]),
+        "allowed": torch.rand(N, 1, T, S) > 0.3,
+        "slopes": torch.rand(H),
+    }
 
 
 CALLS = {
@@ -30,6 +34,7 @@ CALLS = {
     "dense, window": lambda q, k, v, allowed, **_: attend(q * 1.5, k, v, mask=dense(allowed) & window(2, 2)),
     "additive": lambda q, k, v, vector, counts, **_: attend(q, k, v, score=additive(vector), mask=lengths(counts)),
     "bias, sink": lambda q, k, v, bias, sink, **_: attend(q * 1.5, k, v, bias=bias, sink=sink),
+    "by distance": lambda q, k, v, slopes, **_: attend(q * 1.5, k, v, bias=alibi(slopes)),
     "dropout": lambda q, k, v, **_: attend(q * 1.5, k, v, dropout=0.4, seed=5),
 }
 
@@ -78,6 +83,25 @@ def test_nan_behind_the_mask_and_in_sight(given):
 def test_what_torch_asks_of_an_operator(given, gather):
     q, k, v, sink = (given[name] for name in ("q", "k", "v", "sink"))
     none, far = None, 1 << 40
-    arguments = (q, k, v, none, sink, none, given["counts"], none, -far, 2, 0.3, 0.0, 0.0, torch.tensor(0), *gather)
+    arguments = (
+        q,
+        k,
+        v,
+        none,
+        sink,
+        none,
+        none,
+        given["counts"],
+        none,
+        none,
+        none,
+        -far,
+        2,
+        0.3,
+        0.0,
+        0.0,
+        torch.tensor(0),
+        *gather,
+    )
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.limelight.attention.default, arguments, test_utils=checks)

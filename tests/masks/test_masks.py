@@ -53,6 +53,39 @@ def test_lengths_lines_up_with_the_first_leading_axes():
         assert torch.equal(have.reshape(*lead, 1, 1, 3).expand(*lead, 1, 2, 3), case.truth)
 
 
+def test_packed_sequences_attend_as_if_alone():
+    query, key, value = (torch.randn(1, 2, 11, 4) for _ in range(3))
+    ids = torch.tensor([3] * 4 + [1] * 2 + [7] * 5)
+    mask = limelight.segments(ids)
+    for rule in (None, limelight.causal()):
+        for backend in ("reference", "streaming", "auto"):
+            packed = limelight.attend(query, key, value, mask=mask if rule is None else mask & rule, backend=backend)
+            for start, stop in ((0, 4), (4, 6), (6, 11)):
+                alone = (one[:, :, start:stop] for one in (query, key, value))
+                expected = limelight.attend(*alone, mask=rule, backend="reference")
+                torch.testing.assert_close(packed[:, :, start:stop], expected)
+
+
+def test_what_segments_skip():
+    whole = _whole(Sizes(lead=(2,), H=1, T=6, S=6))
+    # The second sequence has one segment, the first three; its last query has an id that no key has.
+    queries = torch.tensor([[5, 5, 2, 2, 2, 9], [1, 1, 1, 1, 1, 1]])
+    mask = limelight.segments(queries, torch.tensor([[5, 5, 2, 2, 3, 3], [1, 1, 1, 1, 1, 1]]))
+    first = whole._replace(batch=slice(0, 1))
+    assert mask.rules_out(first._replace(rows=slice(0, 2), columns=slice(2, 6)))
+    assert not mask.rules_out(whole._replace(rows=slice(0, 2), columns=slice(2, 6)))
+    assert mask.allows_all(first._replace(rows=slice(2, 5), columns=slice(2, 4)))
+    assert not mask.allows_all(first._replace(rows=slice(2, 6), columns=slice(2, 4)))
+    assert mask.reach(first._replace(rows=slice(2, 6))) == (2, 3)
+    assert mask.reach(whole) == (0, 5)
+    last = first._replace(rows=slice(5, 6))
+    assert mask.rules_out(last)
+    assert mask.form(whole).first.tolist() == [[0, 0, 2, 2, 2, 6], [0] * 6]
+    assert mask.form(whole).last.tolist() == [[2, 2, 4, 4, 4, 0], [6] * 6]
+    mixed = limelight.segments(torch.tensor([0, 1, 0]))
+    assert mixed.form(_whole(Sizes(lead=(), H=1, T=3, S=3))) is None
+
+
 def test_lengths_is_a_copy():
     counts = torch.tensor([1, 3])
     mask = limelight.lengths(counts)
@@ -144,6 +177,15 @@ def test_what_a_run_of_rows_can_reach():
         (lambda: limelight.lengths(torch.tensor([True])), r"must hold integers.*torch.bool.*dense"),
         (lambda: limelight.lengths(torch.tensor([3, -2])), r"must be in \[0, S\]; the smallest is -2"),
         (lambda: limelight.lengths(torch.tensor(3)), r"one axis at least, \[B\]; it is a scalar"),
+        (
+            lambda: limelight.segments(torch.zeros(3)),
+            r"query_ids must hold integers.*torch.float32.*dense",
+        ),
+        (lambda: limelight.segments(torch.tensor(3)), r"query_ids must have one axis at least.*it is a scalar"),
+        (
+            lambda: limelight.segments(torch.zeros(2, 3).long(), torch.zeros(3).long()),
+            r"both must have the same axes in front of the last; their shapes are \[2, 3\] and \[3\]",
+        ),
         (lambda: limelight.dense(torch.zeros(3)), r"must be a bool tensor.*torch.float32.*bias"),
         (lambda: limelight.dense([[True]]), r"must be a bool tensor.*it is list"),
     ],
@@ -162,6 +204,15 @@ def test_mistakes_when_a_mask_is_made(make, message):
         ),
         (limelight.lengths(torch.tensor([3])), r"lengths.*it is \[1\] and the leading axes are \[2\]"),
         (limelight.lengths(torch.zeros(2, 1, dtype=torch.int32)), r"it is \[2, 1\]"),
+        (limelight.segments(torch.zeros(5).long()), r"segments.*key_ids must have one id for each of S = 7.*it has 5"),
+        (
+            limelight.segments(torch.zeros(7).long()),
+            r"query_ids must have one id for each of T = 5.*it has 7",
+        ),
+        (
+            limelight.segments(torch.zeros(3, 5).long(), torch.zeros(3, 7).long()),
+            r"they are \[3\] and .*\[2\]",
+        ),
         (
             limelight.dense(torch.ones(5, 6, dtype=torch.bool)),
             r"dense\(...\): its shape must broadcast .*\[2, 3, 5, 7\]",

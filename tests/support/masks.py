@@ -49,6 +49,14 @@ def dense_case(sizes: Sizes, allowed: Tensor) -> MaskCase:
     return MaskCase(limelight.dense(allowed), allowed.expand(sizes.full).clone())
 
 
+def segments_case(sizes: Sizes, query_ids: Tensor, key_ids: Tensor) -> MaskCase:
+    axes = query_ids.ndim - 1
+    return MaskCase(
+        limelight.segments(query_ids, key_ids),
+        _pairs(sizes, lambda p: query_ids[(*p[:axes], p[-2])] == key_ids[(*p[:axes], p[-1])]),
+    )
+
+
 def combine(first: MaskCase, second: MaskCase, sign: str) -> MaskCase:
     if sign == "&":
         return MaskCase(first.mask & second.mask, first.truth & second.truth)
@@ -63,12 +71,18 @@ def mask_cases(draw: st.DrawFn, sizes: Sizes, depth: int = 2) -> MaskCase:
         if draw(st.booleans()):
             return MaskCase(~first.mask, ~first.truth)
         return combine(first, draw(mask_cases(sizes, depth - 1)), draw(st.sampled_from("&|")))
-    kind = draw(st.sampled_from(("causal", "window", "lengths", "dense")))
+    kind = draw(st.sampled_from(("causal", "window", "lengths", "dense", "segments")))
     align = draw(st.sampled_from(("end", "start")))
     if kind == "causal":
         return causal_case(sizes, align)
     if kind == "window":
         return window_case(sizes, draw(st.integers(0, 4)), draw(st.integers(0, 4)), align)
+    if kind == "segments":
+        maker = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        shape = sizes.lead[: draw(st.integers(0, len(sizes.lead)))]
+        query, key = (torch.randint(0, 3, (*shape, size), generator=maker) for size in (sizes.T, sizes.S))
+        packed = draw(st.booleans())  # or in any order
+        return segments_case(sizes, *((query.sort().values, key.sort().values) if packed else (query, key)))
     if kind == "lengths":
         shape = sizes.lead[: draw(st.integers(1, len(sizes.lead)))] if sizes.lead else (1,)
         if not sizes.lead:

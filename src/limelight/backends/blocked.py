@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from limelight.backends.distances import add_distance_gradient
 from limelight.backends.dropout import kept_over_rate
 from limelight.backends.numerics import Strays, all_finite, weighted_sum, without_nonfinite
 from limelight.backends.protocol import Call, groups_of
@@ -108,6 +109,7 @@ class Backward:
             torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
             for tensor in (call.query, call.key, call.value)
         )
+        self.distances = None if call.distances is None else torch.zeros_like(call.distances, dtype=dtype)
         self.bias = None if call.bias is None else torch.zeros_like(call.bias, dtype=dtype)
         self.to_parameters: list[Tensor | None] = [None] * len(parameters)
         self.original = parameters
@@ -129,7 +131,7 @@ class Backward:
             self.key.to(call.key.dtype),
             self.value.to(call.value.dtype),
         )
-        return query, key, value, bias, self.sink, *to_parameters
+        return query, key, value, bias, self.sink, self.distances, *to_parameters
 
     def _block(self, block: Block, ask: bool) -> None:
         """Add one block's share to every gradient."""
@@ -179,7 +181,9 @@ class Backward:
         return Tile(query, key, tile.scores, kept, tile.forbidden), slope
 
     def _bias(self, block: Block, slope: Tensor) -> None:
-        """The bias takes the slope as it is, summed over the axes along which it is broadcast."""
+        """The bias takes the slope as it is, summed over the pairs that share a number."""
+        if self.distances is not None:
+            add_distance_gradient(self.distances, slope, block)
         if self.bias is None:
             return
         place = tuple(

@@ -46,7 +46,7 @@ class Fused(Backend):
             return "the weights are looked at, and it does not give the lse"
         if call.dropout:
             return "its dropout is not the counter-based one"
-        if call.bias is not None:
+        if call.bias is not None or call.distances is not None:
             return "a bias would be expanded to T x S"
         if width != call.value.shape[-1]:
             return f"query and value differ in width ({width} and {call.value.shape[-1]}), which would store T x S"

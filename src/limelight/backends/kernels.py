@@ -61,6 +61,7 @@ def backward(
     numbers, kept_alive = _common(call)
     vector = call.score.tanh_vector()
     to_bias = None if call.bias is None or not wanted[3] else torch.zeros(call.bias.shape, dtype=torch.float32)
+    to_distances = None if call.distances is None or not wanted[5] else torch.zeros_like(call.distances)
     to_vector = None if vector is None else torch.zeros(vector.shape, dtype=torch.float32)
     module = extension.native()
     assert module is not None
@@ -76,7 +77,7 @@ def backward(
             *_place(grads[0]),
             *_place(grads[1]),
             *_place(grads[2]),
-            *_bias_place(call, to_bias),
+            *_bias_place(call, to_bias, to_distances),
             _address(to_vector),
         )
     )
@@ -87,12 +88,21 @@ def backward(
         to_bias = to_bias.to(call.bias.dtype)
     to_sink = None if call.sink is None else _sink_gradient(call.sink, output, rows, to_output, to_lse)
     if vector is None or to_vector is None:
-        return *grads, to_bias, to_sink
-    return *grads, to_bias, to_sink, to_vector.to(vector.dtype)
+        return *grads, to_bias, to_sink, to_distances
+    return *grads, to_bias, to_sink, to_distances, to_vector.to(vector.dtype)
 
 
-def _bias_place(call: Call, to_bias: Tensor | None) -> tuple[int, ...]:
+def _distance_place(by_distance: Tensor, queries: int) -> tuple[int, ...]:
+    """A bias by distance as a tensor: a row further on is one number back."""
+    heads, size = by_distance.shape
+    return by_distance.data_ptr() + 4 * (queries - 1), 0, size if heads > 1 else 0, -1, 1
+
+
+def _bias_place(call: Call, to_bias: Tensor | None, to_distances: Tensor | None) -> tuple[int, ...]:
     """Where the gradient of the bias lies, how many numbers it has, and which of them is that of pair (0, 0)."""
+    if to_distances is not None:
+        queries = call.query.shape[2]
+        return *_distance_place(to_distances, queries), to_distances.numel(), queries - 1
     if to_bias is None:
         return *_NOTHING, 0, 0
     return *_place(to_bias.expand(*call.query.shape[:3], call.key.shape[2])), to_bias.numel(), 0
@@ -161,6 +171,10 @@ def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
     scale, vector = call.score.plain_scale(width), call.score.tanh_vector()
     alive: list[Tensor] = []
     bias, full = _NOTHING, (n, heads, queries, keys)
+    if call.distances is not None:
+        wide = call.distances.detach().to(torch.float32).contiguous()
+        alive.append(wide)
+        bias = _distance_place(wide, queries)
     if call.bias is not None:
         wide = call.bias.detach().to(torch.float32).expand(full)
         alive.append(wide)
@@ -187,6 +201,12 @@ def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
         alive.append(wide)
         dense = _place(wide)
     sizes = (n, heads, groups, queries, keys, width, value_width, TYPES[query.dtype], torch.get_num_threads())
-    mask = (form.low, form.high, lengths, 0, 0, *dense)
+    runs = [0, 0]
+    for place, ends in enumerate((form.first, form.last)):
+        if ends is not None:
+            wide = ends.expand(n, queries).contiguous()
+            alive.append(wide)
+            runs[place] = wide.data_ptr()
+    mask = (form.low, form.high, lengths, *runs, *dense)
     numbers = (*sizes, 1.0 if scale is None else scale, call.score.soft_cap() or 0.0, call.dropout, call.seed)
     return (*numbers, *_place(query), *_place(key), *_place(value), *bias, *mask, *vector_place, *sink_place), alive

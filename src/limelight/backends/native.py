@@ -29,7 +29,7 @@ class Native(Backend):
         return "native"
 
     def refusal(self, call: Call) -> str | None:
-        """It takes dot and additive scores on the CPU, and masks that are a band, lengths and one dense pattern."""
+        """It takes dot and additive scores on the CPU, masks that are a band, lengths, runs and a dense pattern."""
         query = call.query
         if query.device.type != "cpu":
             return f"it runs on the CPU, and query is on {query.device}"
@@ -40,7 +40,7 @@ class Native(Backend):
         if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:
             return "the score is neither a dot product nor additive"
         if call.mask is not None and call.mask.form(call.whole()) is None:
-            return "the mask is not a band, lengths and one dense pattern"
+            return "the mask is not a band, lengths, runs of keys and one dense pattern"
         return extension.refusal()
 
     def fastest(self, call: Call) -> bool:

@@ -48,9 +48,9 @@ def _described(call: Call) -> tuple[Any, ...]:
     form = Form() if form is None else form
     vector = call.score.tanh_vector()
     scale = 1.0 if vector is not None else call.score.plain_scale(call.query.shape[-1])
-    tensors = (call.query, call.key, call.value, call.bias, call.sink, vector)
+    tensors = (call.query, call.key, call.value, call.bias, call.sink, call.distances, vector)
     cap = call.score.soft_cap() or _UNCAPPED
-    return *tensors, form.lengths, form.dense, form.low, form.high, scale, cap, call.dropout
+    return *tensors, form.lengths, form.dense, form.first, form.last, form.low, form.high, scale, cap, call.dropout
 
 
 # infer_schema reads these annotations and wants Optional spelled out.
@@ -61,9 +61,12 @@ def _attention(
     value: Tensor,
     bias: Optional[Tensor],  # noqa: UP045
     sink: Optional[Tensor],  # noqa: UP045
+    distances: Optional[Tensor],  # noqa: UP045
     vector: Optional[Tensor],  # noqa: UP045
     lengths: Optional[Tensor],  # noqa: UP045
     dense: Optional[Tensor],  # noqa: UP045
+    first: Optional[Tensor],  # noqa: UP045
+    last: Optional[Tensor],  # noqa: UP045
     low: int,
     high: int,
     scale: float,
@@ -75,7 +78,25 @@ def _attention(
     top: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, lse, rows (NaN after the careful road), received, entropy, strongest indices and weights."""
-    call = _call(query, key, value, bias, sink, vector, lengths, dense, low, high, scale, cap, dropout, seed)
+    call = _call(
+        query,
+        key,
+        value,
+        bias,
+        sink,
+        distances,
+        vector,
+        lengths,
+        dense,
+        first,
+        last,
+        low,
+        high,
+        scale,
+        cap,
+        dropout,
+        seed,
+    )
     call.gather = Gather(received, entropy, top)
     with torch.no_grad():
         done = kernels.forward(call, True)
@@ -123,9 +144,12 @@ def _attention_backward(
     value: Tensor,
     bias: Optional[Tensor],  # noqa: UP045
     sink: Optional[Tensor],  # noqa: UP045
+    distances: Optional[Tensor],  # noqa: UP045
     vector: Optional[Tensor],  # noqa: UP045
     lengths: Optional[Tensor],  # noqa: UP045
     dense: Optional[Tensor],  # noqa: UP045
+    first: Optional[Tensor],  # noqa: UP045
+    last: Optional[Tensor],  # noqa: UP045
     low: int,
     high: int,
     scale: float,
@@ -137,9 +161,27 @@ def _attention_backward(
     rows: Tensor,
     to_output: Tensor,
     to_lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to query, key, value, bias, sink and vector; empty for what is not there."""
-    call = _call(query, key, value, bias, sink, vector, lengths, dense, low, high, scale, cap, dropout, seed)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to query, key, value, bias, sink, distances and vector; empty for what is not there."""
+    call = _call(
+        query,
+        key,
+        value,
+        bias,
+        sink,
+        distances,
+        vector,
+        lengths,
+        dense,
+        first,
+        last,
+        low,
+        high,
+        scale,
+        cap,
+        dropout,
+        seed,
+    )
     tensors = list(call.tensors())
     with torch.no_grad():
         wanted = tuple(one is not None for one in tensors)
@@ -159,7 +201,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     query = arguments[0]
     return tuple(
         query.new_empty(0) if one is None else torch.empty_like(one, memory_format=torch.contiguous_format)
-        for one in arguments[:6]
+        for one in arguments[: OWN_TENSORS + 1]
     )
 
 
@@ -173,8 +215,8 @@ def _differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     *tensors, seed, output, lse, rows = ctx.saved_tensors
     to_output, to_lse = grads[:2]
     found = _attention_backward(*tensors, *ctx.numbers, seed, output, lse, rows, to_output, to_lse)
-    own = [None if one is None else grad for one, grad in zip(tensors[:6], found, strict=True)]
-    return *own, *[None] * 11
+    own = [None if one is None else grad for one, grad in zip(tensors[: OWN_TENSORS + 1], found, strict=True)]
+    return *own, *[None] * 13
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
@@ -182,11 +224,29 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 
 def _call(*arguments: Any) -> Call:
     """The call again, from what the operators take."""
-    query, key, value, bias, sink, vector, lengths, dense, low, high, scale, cap, dropout, seed = arguments
+    (
+        query,
+        key,
+        value,
+        bias,
+        sink,
+        distances,
+        vector,
+        lengths,
+        dense,
+        first,
+        last,
+        low,
+        high,
+        scale,
+        cap,
+        dropout,
+        seed,
+    ) = arguments
     score = dot(scale, cap=cap or None) if vector is None else additive(vector)
-    mask = Described(Form(low, high, lengths, dense))
+    mask = Described(Form(low, high, lengths, dense, first, last))
     lead = (query.shape[0],)
-    return Call(query, key, value, score, mask, bias, dropout, int(seed), lead, True, sink=sink)
+    return Call(query, key, value, score, mask, bias, dropout, int(seed), lead, True, sink=sink, distances=distances)
 
 
 def _seen_later(call: Call, lse: Tensor) -> Gathered:

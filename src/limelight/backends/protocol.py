@@ -36,7 +36,7 @@ class Gathered(NamedTuple):
     top: tuple[Tensor, Tensor] | None = None
 
 
-OWN_TENSORS = 5
+OWN_TENSORS = 6
 """How many of `Call.tensors` are the call's own; those of its score follow."""
 
 
@@ -45,8 +45,9 @@ class Call:
     """One checked call. Leading axes are folded into N; query and key have been through `score.prepare`.
 
     query [N, H, T, D'], key [N, G, S, D''], value [N, G, S, E], bias [N or 1, H or 1, T or 1, S or 1] or None, sink
-    [N or 1, H or 1] or None: one more logit of each row, without a value. The seed is an integer where dropout is above
-    0. `wants_lse`: the caller looks, so lse has to be returned.
+    [N or 1, H or 1] or None: one more logit of each row, without a value. distances [H or 1, T + S - 1] or None: a bias
+    by distance, see `distances.py`; a call has that or a bias. The seed is an integer where dropout is above 0.
+    `wants_lse`: the caller looks, so lse has to be returned.
     """
 
     query: Tensor
@@ -61,15 +62,16 @@ class Call:
     wants_lse: bool
     gather: Gather = NOTHING
     sink: Tensor | None = None
+    distances: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All that gradients flow to: `OWN_TENSORS` of the call, as `with_tensors` takes them, then the score's."""
-        return self.query, self.key, self.value, self.bias, self.sink, *self.score.parameters
+        return self.query, self.key, self.value, self.bias, self.sink, self.distances, *self.score.parameters
 
     def with_tensors(self, *tensors: Any) -> Call:
         """The same call of other tensors: as many as `OWN_TENSORS`, in the order of `tensors`."""
-        query, key, value, bias, sink = tensors
-        return replace(self, query=query, key=key, value=value, bias=bias, sink=sink)
+        query, key, value, bias, sink, distances = tensors
+        return replace(self, query=query, key=key, value=value, bias=bias, sink=sink, distances=distances)
 
     def with_parameters(self, parameters: tuple[Tensor, ...]) -> Call:
         """The same call with other parameters of the score."""
@@ -78,11 +80,11 @@ class Call:
     def without_tensors(self) -> Call:
         """The call without its own tensors, for what must not keep them alive."""
         gone = self.query.new_empty(0)
-        return self.with_tensors(gone, gone, gone, None, None)
+        return self.with_tensors(gone, gone, gone, None, None, None)
 
     def may_forbid(self) -> bool:
         """Whether a mask, or a bias of -inf, can forbid pairs."""
-        return self.mask is not None or self.bias is not None
+        return self.mask is not None or self.bias is not None or self.distances is not None
 
     def block(self, batch: Selector, rows: Selector, columns: Selector, head: Selector | None = None) -> Block:
         """A block of this call's matrix, all heads unless said otherwise."""
@@ -97,7 +99,8 @@ class Call:
 
     def pair_cost(self) -> int:
         """Numbers held at once per (query, key) pair while a tile is computed."""
-        return max(1, self.score.pair_cost(self.key.shape[-1]))
+        cost = max(1, self.score.pair_cost(self.key.shape[-1]))
+        return cost if self.distances is None else cost + 2
 
     def pairs(self) -> int:
         """N H T S."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from limelight.backends.distances import distance_tile
 from limelight.backends.dropout import kept_over_rate
 from limelight.backends.numerics import no_autocast
 from limelight.backends.protocol import Backend, Call, Result, heads_of
@@ -42,6 +43,8 @@ class Reference(Backend):
         query, key, value = (heads_of(tensor.to(dtype), heads) for tensor in (call.query, call.key, call.value))
         bias = None if call.bias is None else call.bias.to(dtype)
         block = call.whole()
+        if call.distances is not None:
+            bias = distance_tile(call.distances.to(dtype), block)[None]
         if call.may_forbid() and not all(bool(tensor.isfinite().all()) for tensor in (query, key, value)):
             output, lse = _row_by_row(call, query, key, value, bias)
         else:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from limelight.backends.distances import add_distance_gradient, distance_tile
 from limelight.backends.dropout import kept_over_rate
 from limelight.backends.protocol import Call, groups_of, heads_of
 from limelight.backends.sinks import sink_gradient, sink_share
@@ -40,13 +41,15 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> Pieces | None:
     query, key, value = widened(call)
     block = call.whole()
     mask = call.mask if call.mask is not None and not call.mask.allows_all(block) else None
-    masked = mask is not None or call.bias is not None
+    masked = mask is not None or call.bias is not None or call.distances is not None
     share = None
     scores, kept = call.score.tile(query, key, parameters, block)
     if masked and not _proved_finite(call, scores, query, key):
         return None
     if call.bias is not None:
         scores.add_(call.bias)
+    if call.distances is not None:
+        scores.add_(distance_tile(call.distances, block))
     if mask is not None:
         # The scores are finite, so adding -inf forbids; with a broadcast mask it is ten times as fast as masked_fill_.
         scores.add_(torch.where(mask.tile(block), 0.0, -torch.inf))
@@ -88,6 +91,10 @@ def backward(
     dropped = weights if drop is None else weights * drop
     to_value = dropped.mT * to_output if to_output.shape[2] == 1 else torch.matmul(dropped.mT, to_output)
     to_bias = None if call.bias is None else _as(slope.sum_to_size(call.bias.shape), call.bias)
+    to_distances = None
+    if call.distances is not None:
+        to_distances = torch.zeros_like(call.distances)
+        add_distance_gradient(to_distances, slope, call.whole())
     grads = call.score.tile_gradient(query, key, parameters, call.whole(), pieces.kept, slope)
     groups = call.key.shape[1]
     to_parameters = (
@@ -100,6 +107,7 @@ def backward(
         _as(groups_of(to_value, groups), call.value),
         to_bias,
         to_sink,
+        to_distances,
         *to_parameters,
     )
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from limelight.backends.distances import distance_tile
 from limelight.backends.protocol import Call, heads_of
 from limelight.masks import Block
 from limelight.masks.block import pick, pick_block, positions
@@ -56,8 +57,10 @@ def take(tensor: Tensor, axis: int, selector: slice | Tensor) -> Tensor:
 def score_tile(call: Call, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block, ask: bool) -> Tile:
     """Scores of a block from its query and key pieces; `ask`: whether the mask has anything to forbid there."""
     scores, kept = call.score.tile(query, key, parameters, block)
-    if call.bias is not None:
-        bias = pick_block(call.bias, block)
+    bias = None if call.bias is None else pick_block(call.bias, block)
+    if call.distances is not None:
+        bias = distance_tile(call.distances.to(scores.dtype), block)
+    if bias is not None:
         # NaN - inf is NaN, but a bias of -inf forbids.
         scores = (scores + bias).masked_fill(bias == -torch.inf, -torch.inf)
     forbidden = None

@@ -5,6 +5,7 @@ from limelight.masks.causal import causal
 from limelight.masks.dense import dense
 from limelight.masks.lengths import lengths
 from limelight.masks.protocol import Mask
+from limelight.masks.segments import segments
 from limelight.masks.window import window
 
-__all__ = ["Block", "Mask", "causal", "dense", "lengths", "window"]
+__all__ = ["Block", "Mask", "causal", "dense", "lengths", "segments", "window"]

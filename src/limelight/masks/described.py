@@ -23,6 +23,12 @@ class Described(Mask):
         allowed = ((columns >= rows + self.of.low) & (columns <= rows + self.of.high))[None, None]
         if self.of.lengths is not None:
             allowed = allowed & (columns < pick(self.of.lengths, 0, block.batch).reshape(-1, 1, 1, 1))
+        if self.of.first is not None and self.of.last is not None:
+            first, last = (
+                pick(pick(ends, 0, block.batch), 1, block.rows)[:, None, :, None]
+                for ends in (self.of.first, self.of.last)
+            )
+            allowed = allowed & (columns >= first) & (columns < last)
         return allowed if self.of.dense is None else allowed & pick_block(self.of.dense, block)
 
     def rules_out(self, block: Block) -> bool:
