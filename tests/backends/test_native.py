@@ -109,7 +109,8 @@ def test_dot_agrees_with_the_reference_in_float64(case, cap):
 @pytest.mark.parametrize("cap", [1e-3, 1.0, 50.0, 1e4])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
 def test_capped_scores_of_any_size(cap, scale):
-    query, key, value = _random(1, 1, 1, 37, 16), _random(2, 1, 1, 41, 16), _random(3, 1, 1, 41, 16)
+    # Huge scores err where two are nearly equal, in few rows: of many rows both have met some.
+    query, key, value = _random(1, 1, 1, 1021, 16), _random(2, 1, 1, 41, 16), _random(3, 1, 1, 41, 16)
     _agree((query * scale, key, value), {"mask": causal()}, make=lambda *_: dot(cap=cap))
 
 
