@@ -52,6 +52,9 @@ def _axis(part: Any, size: int, axis: int) -> Axis:
         return _places(torch.arange(size)[torch.tensor(range(start, stop, step), dtype=torch.int64)], size, axis)
     if isinstance(part, bool) or part is None or isinstance(part, (str, float)):
         raise ArgumentError(f"view[...]: axis {axis} takes integers, slices, and sequences of integers; not {part!r}.")
+    if getattr(part, "ndim", 0):
+        # A tensor with one element would pass for an integer.
+        return _places(torch.as_tensor(part), size, axis)
     try:
         one = operator.index(part)
     except (TypeError, ValueError):

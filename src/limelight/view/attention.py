@@ -4,78 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.backends import lookup
-from limelight.backends.protocol import Call, Gather, Gathered
+from limelight.backends.protocol import Call, Gathered
 from limelight.contract import require_count
-from limelight.errors import ArgumentError, DenseSizeError
 from limelight.indexing import Axis, folded, parse
-
-DENSE_LIMIT = 1 << 30
-"""Bytes of weights that `dense` and `view[...]` hand out unless told otherwise: 1 GiB."""
-
-
-class Links(NamedTuple):
-    """The strongest links of each query: indices, int64, and weights, both [..., H, T, k], strongest first.
-
-    Where a query may attend to fewer than k keys, the rest has index -1 and weight 0.
-    """
-
-    indices: Tensor
-    weights: Tensor
+from limelight.view import operator
+from limelight.view.array import VirtualArray
+from limelight.view.links import pharaoh
+from limelight.view.mean import MeanView
+from limelight.view.observations import Links, Observation
+from limelight.view.sizes import DENSE_LIMIT, dense_bytes, guard, in_units
 
 
-@dataclass(frozen=True)
-class Observation:
-    """Something that is gathered when `look` is called: a name, and k for `top`."""
-
-    name: str
-    k: int = 0
-
-
-def top(k: int) -> Observation:
-    """Ask `look(observe=(top(k),))` for the k strongest links of each query.
-
-    Errors: ArgumentError if k is not an integer of at least 1.
-    """
-    require_count("k", k, least=1)
-    return Observation("top", k)
-
-
-def check_observations(observe: Sequence[str | Observation]) -> tuple[Observation, ...]:
-    """The observations asked for, or ArgumentError with the known names."""
-    wanted = []
-    for one in (observe,) if isinstance(observe, (str, Observation)) else observe:
-        if isinstance(one, Observation):
-            wanted.append(one)
-        elif one in ("received", "entropy"):
-            wanted.append(Observation(one))
-        else:
-            raise ArgumentError(f"observe: known are 'received', 'entropy' and top(k), limelight.top; not {one!r}.")
-    return tuple(wanted)
-
-
-def gather_of(observe: Sequence[Observation], keys: int) -> Gather:
-    """The observations as a backend takes them, for S keys."""
-    names = {one.name for one in observe}
-    most = max((one.k for one in observe), default=0)
-    return Gather("received" in names, "entropy" in names, min(most, keys))
-
-
-class AttentionView:
+class AttentionView(VirtualArray):
     """The attention matrix [..., H, T, S] of one call of `look`, without the matrix.
 
     weights[..., h, i, j] = exp(score(q_i, k_j) + bias - lse_i), 0 where the mask forbids: those before dropout. It
     keeps query and key (as the score prepared them), mask, bias and lse, one number per row; where the whole matrix was
     one small block, the weights as well. Everything is computed block by block when asked for, exactly.
 
-    `view[...]` and `dense` are differentiable if the inputs were and gradients are on; `top`, `entropy` and `received`
-    are not. A view keeps the graph of its inputs alive: use `detach()` to store it.
+    `view[...]`, `dense`, the products `view @ x` and `x @ view`, and `received(weights)` are differentiable if the
+    inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance` and `received()` are not. A view keeps the
+    graph of its inputs alive: use `detach()` to store it. NumPy and torch take a view as an array, below 1 GiB.
 
     Do not build one; `look` does. Axes without names: [..., H, T, S] as in the call.
     """
@@ -99,6 +55,11 @@ class AttentionView:
         return self._lse.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where the view computes: the device of query and key."""
+        return self._lse.device
+
+    @property
     def lse(self) -> Tensor:
         """The log Σ_j exp(score) of each row, [..., H, T]; -inf for a row that may attend to nothing."""
         return self._open(self._lse)
@@ -111,8 +72,8 @@ class AttentionView:
 
     def __repr__(self) -> str:
         return (
-            f"AttentionView(shape={list(self.shape)}, keeps {_bytes(self._kept_bytes())}, "
-            f"dense would be {_bytes(self._dense_bytes(self.shape))})"
+            f"AttentionView(shape={list(self.shape)}, keeps {in_units(self._kept_bytes())}, "
+            f"dense would be {in_units(dense_bytes(self.shape, self.dtype))})"
         )
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -127,7 +88,7 @@ class AttentionView:
         """
         axes = parse(index, self.shape)
         counts = tuple(axis.size for axis in axes)
-        self._guard(counts, DENSE_LIMIT)
+        guard(counts, self.dtype, DENSE_LIMIT)
         return self._block(axes, counts).reshape([axis.size for axis in axes if axis.stays])
 
     def dense(self, *, limit: int | None = DENSE_LIMIT) -> Tensor:
@@ -138,9 +99,23 @@ class AttentionView:
 
         Errors: DenseSizeError, which names the bytes, if it is larger.
         """
-        self._guard(self.shape, limit)
+        guard(self.shape, self.dtype, limit)
         axes = parse(..., self.shape)
         return self._block(axes, self.shape).reshape(self.shape)
+
+    def __matmul__(self, x: Any) -> Tensor:
+        """W x, [..., H, T, M] of x [..., S, M], or [..., H, T] of x [S], in linear memory.
+
+        Leading axes broadcast as in `torch.matmul`. What the mask hides takes no part, be it NaN or inf. The result
+        has the dtype of the view. Differentiable with respect to x, query, key, bias and the score's parameters.
+
+        Errors: ArgumentError for an x that does not fit.
+        """
+        return operator.right(self._call, self._lse, self.shape[:-2], x)
+
+    def __rmatmul__(self, x: Any) -> Tensor:
+        """X W, [..., H, M, S] of x [..., M, T], or [..., H, S] of x [T]; otherwise as `view @ x`."""
+        return operator.left(self._call, self._lse, self.shape[:-2], x)
 
     @torch.no_grad()
     def top(self, k: int) -> Links:
@@ -157,6 +132,12 @@ class AttentionView:
             have = Links(*(self._open(one) for one in lookup.strongest(self._call, self._lse, k)))
         return Links(have.indices[..., :k], have.weights[..., :k])
 
+    def argmax(self) -> Tensor:
+        """The key to which each query gives most, int64 [..., H, T]; the first of equals, -1 for an empty row."""
+        if not self.shape[-1]:
+            return torch.full(self.shape[:-1], -1, device=self.device)
+        return self.top(1).indices.squeeze(-1)
+
     @torch.no_grad()
     def entropy(self) -> Tensor:
         """-Σ_j w_j log w_j of each query in nats, [..., H, T]; 0 for a row that may attend to nothing."""
@@ -164,10 +145,50 @@ class AttentionView:
         return have if isinstance(have, Tensor) else self._open(lookup.entropy(self._call, self._lse))
 
     @torch.no_grad()
-    def received(self) -> Tensor:
-        """Σ_i w_ij, what each key received from all queries, [..., H, S]."""
-        have = self._gathered.get("received")
-        return have if isinstance(have, Tensor) else self._open(lookup.received(self._call, self._lse))
+    def distance(self) -> Tensor:
+        """How far each query looks, Σ_j w_ij |i + S - T - j| / Σ_j w_ij, in positions, [..., H, T].
+
+        Query i lies at i + S - T, where `causal()` has it: both sequences end at the same place. 0 for a row that may
+        attend to nothing.
+        """
+        return self._open(lookup.distance(self._call, self._lse))
+
+    def received(self, weights: Any = None) -> Tensor:
+        """What each key received from all queries, Σ_i c_i w_ij, [..., H, S].
+
+        Arguments:
+            weights: c, one number per query, broadcasts to [..., H, T]; None: 1 each. With weights the answer is
+                differentiable, as `x @ view`.
+
+        Errors: ArgumentError for weights that do not fit.
+
+        Example: `view.received(weights=kept)`, `kept` [B, 1, T] being 1 for a token and 0 for padding.
+        """
+        if weights is None:
+            with torch.no_grad():
+                have = self._gathered.get("received")
+                return have if isinstance(have, Tensor) else self._open(lookup.received(self._call, self._lse))
+        rows = operator.as_operand(weights, self.dtype, self.device)
+        return (rows.unsqueeze(-2) @ self).squeeze(-2)
+
+    def mean(self, heads: int | Sequence[int] | None = None) -> MeanView:
+        """The mean of the weights over all heads, or over those named: a virtual array [..., T, S] in its turn.
+
+        Errors: ArgumentError for a head out of range, or none at all.
+
+        Example: `view.mean()[0, 3]` is [S]: to what query 3 of sequence 0 attends, all heads alike.
+        """
+        return MeanView(self, heads)
+
+    def alignment(self, heads: int | Sequence[int] | None = None, *, threshold: float | None = None) -> str:
+        """The links of one sequence in the Pharaoh format, `source-target` from 0: `0-0 2-1`.
+
+        From the mean over the heads: each query (target) is linked with the key (source) to which it gives most, the
+        first of equals; with `threshold`, with every key of at least that weight.
+
+        Errors: ArgumentError for a view of several sequences, or a threshold outside of (0, 1].
+        """
+        return pharaoh(self.mean(heads), threshold)
 
     def detach(self) -> AttentionView:
         """The same view without the graph of its inputs: what to store."""
@@ -222,23 +243,3 @@ class AttentionView:
         for one in self._gathered.values():
             kept.extend(one if isinstance(one, Links) else (one,))
         return sum(one.nbytes for one in kept if one is not None)
-
-    def _dense_bytes(self, shape: tuple[int, ...]) -> int:
-        return math.prod(shape) * self._lse.element_size()
-
-    def _guard(self, shape: tuple[int, ...], limit: int | None) -> None:
-        size = self._dense_bytes(shape)
-        if limit is not None and size > limit:
-            raise DenseSizeError(
-                f"The weights {list(shape)} would take {size:,} bytes ({_bytes(size)}); the limit is {limit:,}. "
-                f"Look at a block, view[..., rows, columns], or at view.top(k), view.entropy(), view.received(); "
-                f"or allow it: view.dense(limit={size}), limit=None for no limit."
-            )
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
