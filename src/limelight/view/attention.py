@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from limelight.backends import lookup
+from limelight.backends.pairs import log_weights
+from limelight.backends.pooling import pooled
 from limelight.backends.protocol import Call, Gathered
-from limelight.contract import require_count
-from limelight.indexing import Axis, folded, parse
+from limelight.contract import require_choice, require_count
+from limelight.indexing import Axis, as_places, as_region, folded, folded_places, parse
 from limelight.view import operator
 from limelight.view.array import VirtualArray
 from limelight.view.links import pharaoh
@@ -29,8 +31,8 @@ class AttentionView(VirtualArray):
     keeps query and key (as the score prepared them), mask, bias and lse, one number per row; where the whole matrix was
     one small block, the weights as well. Everything is computed block by block when asked for, exactly.
 
-    `view[...]`, `dense`, the products `view @ x` and `x @ view`, and `received(weights)` are differentiable if the
-    inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance` and `received()` are not. A view keeps the
+    `view[...]`, `dense`, the products `view @ x` and `x @ view`, `received(weights)` and `log_prob` are differentiable
+    if the inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance`, `received()` and `map` are not. A view keeps the
     graph of its inputs alive: use `detach()` to store it. NumPy and torch take a view as an array, below 1 GiB.
 
     Do not build one; `look` does. Axes without names: [..., H, T, S] as in the call.
@@ -189,6 +191,51 @@ class AttentionView(VirtualArray):
         Errors: ArgumentError for a view of several sequences, or a threshold outside of (0, 1].
         """
         return pharaoh(self.mean(heads), threshold)
+
+    def log_prob(self, pairs: Any) -> Tensor:
+        """The log weights of single pairs, log w = score - lse, [P]; -inf where the mask forbids. Differentiable.
+
+        Memory grows with P and the widths, not with T x S: `-view.log_prob(links).mean()` is the loss of guided
+        alignment (Chen, Matusov, Khadivi, Peter 2016, arXiv 1607.01628).
+
+        Arguments:
+            pairs: integers [P, axes of the view], one index for each axis: (batch, head, query, key).
+
+        Errors: ArgumentError for another shape or dtype, or an index out of range.
+
+        Example: `view.log_prob([(0, 1, 3, 5)])` is [log view[0, 1, 3, 5]].
+        """
+        places = as_places(pairs, self.shape)
+        lead = folded_places(places[:, :-3], self._call.lead)
+        wanted = torch.cat((lead.unsqueeze(-1), places[:, -3:]), -1).to(self.device)
+        return log_weights(self._call, self._lse, wanted)
+
+    @torch.no_grad()
+    def map(self, rows: int, columns: int, region: tuple[Any, Any] | None = None, reduce: str = "mean") -> Tensor:
+        """A picture of the matrix, or of a region of it: pooled to rows x columns cells, [..., H, rows, columns].
+
+        Exact, block by block in one pass, whose cost is that of the region. Of a region with t queries, cell r takes
+        those in [r t // rows, (r + 1) t // rows), and keys in the same way: where the number of cells does not divide
+        that of the positions, cells differ by one position. There are no more cells than positions:
+        min(rows, t) x min(columns, s).
+
+        Arguments:
+            rows: how many cells down, at least 1.
+            columns: how many cells across, at least 1.
+            region: (queries, keys), a slice with step 1 or an integer each; None: all.
+            reduce: "mean" over all pairs of a cell, forbidden ones counting as 0, or "max".
+
+        Errors: ArgumentError for a count, a region or a `reduce` that breaks these rules.
+
+        Example: `view.map(64, 64, region=(slice(1000, 2000), slice(0, 500)))[0, 0]` is [64, 64].
+        """
+        require_count("rows", rows, least=1)
+        require_count("columns", columns, least=1)
+        require_choice("reduce", reduce, ("mean", "max"))
+        queries, keys = as_region(region, self.shape[-2:])
+        block = self._call.block(slice(0, len(self._lse)), queries.selector, keys.selector)
+        cells = min(rows, queries.size), min(columns, keys.size)
+        return self._open(pooled(self._call, self._lse, block, *cells, reduce))
 
     def detach(self) -> AttentionView:
         """The same view without the graph of its inputs: what to store."""
