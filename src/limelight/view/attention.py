@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from torch import Tensor
 from limelight.backends import lookup
 from limelight.backends.pairs import log_weights
 from limelight.backends.pooling import pooled
-from limelight.backends.protocol import Call, Gathered
+from limelight.backends.protocol import Call, Gather, Gathered
+from limelight.backends.select import observed
 from limelight.contract import require_choice, require_count
 from limelight.indexing import Axis, as_places, as_region, folded, folded_places, parse
-from limelight.view import operator
+from limelight.view import operator, storage
 from limelight.view.array import VirtualArray
 from limelight.view.links import pharaoh
 from limelight.view.mean import MeanView
 from limelight.view.observations import Links, Observation
+from limelight.view.parts import Versions
+from limelight.view.picture import html
 from limelight.view.sizes import DENSE_LIMIT, dense_bytes, guard, in_units
 
 
@@ -32,24 +36,26 @@ class AttentionView(VirtualArray):
     one small block, the weights as well. Everything is computed block by block when asked for, exactly.
 
     `view[...]`, `dense`, the products `view @ x` and `x @ view`, `received(weights)` and `log_prob` are differentiable
-    if the inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance`, `received()` and `map` are not. A view keeps the
-    graph of its inputs alive: use `detach()` to store it. NumPy and torch take a view as an array, below 1 GiB.
+    if the inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance`, `received()` and `map` are not. A
+    view keeps the graph of its inputs alive: use `detach()` to store it. NumPy and torch take a view as an array, below
+    1 GiB. What has to be computed after a tensor given to `look` was changed in place raises StaleViewError.
 
     Do not build one; `look` does. Axes without names: [..., H, T, S] as in the call.
     """
 
     def __init__(self, call: Call, lse: Tensor, weights: Tensor | None = None) -> None:
         # The value takes no part in the weights; the view must not keep it alive.
-        self._call = replace(call, value=call.value.new_empty(0))
+        self._kept = replace(call, value=call.value.new_empty(0))
         self._lse = lse
+        self._versions = Versions(self._kept, lse)
         self._weights = weights
         self._gathered: dict[str, Tensor | Links] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(..., H, T, S)."""
-        query = self._call.query
-        return (*self._call.lead, query.shape[1], query.shape[2], self._call.key.shape[2])
+        query = self._kept.query
+        return (*self._kept.lead, query.shape[1], query.shape[2], self._kept.key.shape[2])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,6 +83,10 @@ class AttentionView(VirtualArray):
             f"AttentionView(shape={list(self.shape)}, keeps {in_units(self._kept_bytes())}, "
             f"dense would be {in_units(dense_bytes(self.shape, self.dtype))})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the repr and a small map, whose cost does not grow with the length."""
+        return html(self)
 
     def __getitem__(self, index: Any) -> Tensor:
         """That block of weights.
@@ -131,7 +141,9 @@ class AttentionView(VirtualArray):
         k = min(k, self.shape[-1])
         have = self._gathered.get("top")
         if not isinstance(have, Links) or have.indices.shape[-1] < k:
-            have = Links(*(self._open(one) for one in lookup.strongest(self._call, self._lse, k)))
+            seen = self._pass(Gather(top=k)).top
+            seen = lookup.strongest(self._call, self._lse, k) if seen is None else seen
+            have = Links(*(self._open(one) for one in seen))
         return Links(have.indices[..., :k], have.weights[..., :k])
 
     def argmax(self) -> Tensor:
@@ -144,7 +156,10 @@ class AttentionView(VirtualArray):
     def entropy(self) -> Tensor:
         """-Σ_j w_j log w_j of each query in nats, [..., H, T]; 0 for a row that may attend to nothing."""
         have = self._gathered.get("entropy")
-        return have if isinstance(have, Tensor) else self._open(lookup.entropy(self._call, self._lse))
+        if isinstance(have, Tensor):
+            return have
+        seen = self._pass(Gather(entropy=True)).entropy
+        return self._open(lookup.entropy(self._call, self._lse) if seen is None else seen)
 
     @torch.no_grad()
     def distance(self) -> Tensor:
@@ -169,7 +184,10 @@ class AttentionView(VirtualArray):
         if weights is None:
             with torch.no_grad():
                 have = self._gathered.get("received")
-                return have if isinstance(have, Tensor) else self._open(lookup.received(self._call, self._lse))
+                if isinstance(have, Tensor):
+                    return have
+                seen = self._pass(Gather(received=True)).received
+                return self._open(lookup.received(self._call, self._lse) if seen is None else seen)
         rows = operator.as_operand(weights, self.dtype, self.device)
         return (rows.unsqueeze(-2) @ self).squeeze(-2)
 
@@ -246,6 +264,37 @@ class AttentionView(VirtualArray):
         view._gathered = self._gathered
         return view
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the view to a file, under a temporary name first: safetensors, with score and mask by their names.
+
+        It holds what the view keeps and the answers that were observed, and nothing of T x S.
+
+        Errors: ArgumentError, which says which, for a score or a mask that is not one of Limelight's own
+        (`tile_score`, your own mask); OutputError if the file cannot be written.
+
+        Example: `view.save("layer3.view")`, then `AttentionView.open("layer3.view")[0, 2, 99_000:]`.
+        """
+        storage.save(path, self._call, self._lse, self._gathered)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, device: str = "cpu", verify: bool = False) -> AttentionView:
+        """The view that `save` wrote, memory-mapped: it opens at once, and blocks are computed as they are asked for.
+
+        Arguments:
+            path: the file. It may be replaced while the view is in use, but not cut short.
+            device: where to compute; other than "cpu" copies query, key and lse there. A view may be opened on another
+                device than the one it was saved on.
+            verify: read the whole file and hold it against its checksum. Without it, names, sizes and settings are
+                checked, but not every number.
+
+        Errors: ViewFileError for a file that is missing, truncated, foreign or changed; ArgumentError for a device that
+        is not there. Nothing is ever unpickled.
+        """
+        call, lse, answers = storage.load(path, device, verify)
+        view = cls(call, lse)
+        view._gathered = answers
+        return view
+
     def gather(self, observe: Sequence[Observation], seen: Gathered | None = None) -> None:
         """Keep the answers to what is asked for, so that the methods of that name give them at once.
 
@@ -267,6 +316,19 @@ class AttentionView(VirtualArray):
         if seen.top is not None:
             self._gathered["top"] = Links(*(self._open(one) for one in seen.top))
 
+    def sound_call(self) -> Call:
+        """The call of this view, without value. Errors: StaleViewError."""
+        self._versions.check()
+        return self._kept
+
+    def folded_lse(self) -> Tensor:
+        """The lse with the leading axes folded, [N, H, T]."""
+        return self._lse
+
+    @property
+    def _call(self) -> Call:
+        return self.sound_call()
+
     def _block(self, axes: tuple[Axis, ...], counts: tuple[int, ...]) -> Tensor:
         """Weights [n, h, t, s] of the positions wanted along each axis."""
         call = self._call
@@ -280,12 +342,16 @@ class AttentionView(VirtualArray):
     def _tracked(self) -> bool:
         return torch.is_grad_enabled() and self._lse.requires_grad
 
+    def _pass(self, gather: Gather) -> Gathered:
+        """What a pass of a backend that observes on the way says; nothing where none can."""
+        return observed(self._call, gather)
+
     def _open(self, tensor: Tensor) -> Tensor:
         """Unfold the leading axes."""
-        return tensor.reshape((*self._call.lead, *tensor.shape[1:]))
+        return tensor.reshape((*self._kept.lead, *tensor.shape[1:]))
 
     def _kept_bytes(self) -> int:
-        call = self._call
+        call = self._kept
         kept = [call.query, call.key, self._lse, call.bias, self._weights, *call.score.parameters]
         for one in self._gathered.values():
             kept.extend(one if isinstance(one, Links) else (one,))
