@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 CELLS = 64
 """Cells of the picture, at most, along each side."""
 
-PAIRS = 1 << 22
-"""Weights that are computed for it, at most: some tens of milliseconds on one core."""
+PAIRS = 1 << 20
+"""Weights that are computed for it, at most: about a tenth of a second on one core for a dot score."""
 
 
 @torch.no_grad()
