@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import operation, translation
+from benchmarks import later, operation, translation
 from benchmarks.timing import machine, product_peak
 from limelight.allocator import keep_freed_memory
 from limelight.files import atomic_write
@@ -23,7 +23,7 @@ _RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     """Parse the arguments, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("operation", "translation"), help="one part alone")
+    parser.add_argument("--only", choices=("operation", "later", "translation"), help="one part alone")
     parser.add_argument("--data", type=Path, help="a folder with Multi30k's files; without it the embedded phrases")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is timed")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing for each side of the operation")
@@ -40,6 +40,7 @@ def main() -> None:
     console.print(facts)
     parts = {
         "operation": lambda: list(operation.rows(arguments.seconds, arguments.peers, arguments.case)),
+        "later": lambda: list(later.rows(arguments.rounds)),
         "translation": lambda: translation.rows(arguments.data, arguments.rounds),
     }
     for name, measure in parts.items():

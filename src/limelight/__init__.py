@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from limelight.scores import additive, concat, dot, general, tile_score
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
-    from limelight.view import AttentionView, Links, top
+    from limelight.view import AttentionView, Links, rollout, top
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,7 @@ _HOMES = {
     "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
-    "limelight.view": ("AttentionView", "Links", "top"),
+    "limelight.view": ("AttentionView", "Links", "rollout", "top"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = ("biases", "masks", "scores")
@@ -58,6 +58,7 @@ __all__ = [
     "masks",
     "relative",
     "resume",
+    "rollout",
     "scores",
     "segments",
     "t5_buckets",

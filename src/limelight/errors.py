@@ -33,3 +33,11 @@ class RunFolderError(LimelightError, ValueError):
 
 class OutputError(LimelightError, OSError):
     """A file could not be written: no space, no permission, or something is in the way."""
+
+
+class StaleViewError(LimelightError, RuntimeError):
+    """A view was asked after a tensor that it computes from was changed in place; the message names the tensor."""
+
+
+class ViewFileError(LimelightError, ValueError):
+    """The file of a view is missing, truncated, foreign or changed; the message names the file."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limelight.contract import integer_dtypes
 from limelight.errors import ArgumentError
 from limelight.masks.block import Selector
 
@@ -52,6 +53,9 @@ def _axis(part: Any, size: int, axis: int) -> Axis:
         return _places(torch.arange(size)[torch.tensor(range(start, stop, step), dtype=torch.int64)], size, axis)
     if isinstance(part, bool) or part is None or isinstance(part, (str, float)):
         raise ArgumentError(f"view[...]: axis {axis} takes integers, slices, and sequences of integers; not {part!r}.")
+    if getattr(part, "ndim", 0):
+        # A tensor with one element would pass for an integer.
+        return _places(torch.as_tensor(part), size, axis)
     try:
         one = operator.index(part)
     except (TypeError, ValueError):
@@ -90,3 +94,58 @@ def folded(axes: Sequence[Axis], sizes: Sequence[int]) -> Selector:
         places = torch.arange(one.start, one.stop) if isinstance(one, slice) else one.cpu()
         total = (total[:, None] * size + places).flatten()
     return total
+
+
+def as_places(pairs: Any, shape: tuple[int, ...]) -> Tensor:
+    """Single places of an array, int64 [P, axes], counted from the front.
+
+    Errors: ArgumentError for another shape, for what is not an integer, or for an index out of range.
+    """
+    try:
+        places = torch.as_tensor(pairs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"pairs must be integers [P, {len(shape)}], one index for each axis ({error}).") from None
+    if not places.numel():
+        return places.new_zeros(0, len(shape), dtype=torch.int64)
+    if places.ndim != 2 or places.shape[1] != len(shape) or places.dtype not in integer_dtypes:
+        raise ArgumentError(
+            f"pairs must be integers [P, {len(shape)}], one index for each axis of {list(shape)}; they are "
+            f"{places.dtype} {list(places.shape)}."
+        )
+    places = places.to(torch.int64)
+    sizes = torch.tensor(shape, device=places.device)
+    bad = ((places < -sizes) | (places >= sizes)).nonzero()
+    if len(bad):
+        pair, axis = bad[0].tolist()
+        raise ArgumentError(
+            f"pairs: axis {axis} has positions [0, {shape[axis]}); {int(places[pair, axis])}, in pair {pair}, is out "
+            f"of range."
+        )
+    return torch.where(places < 0, places + sizes, places)
+
+
+def folded_places(places: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Places [P, axes] of several axes as places [P] of these axes folded into one."""
+    total = places.new_zeros(len(places))
+    for place, size in zip(places.unbind(-1), sizes, strict=True):
+        total = total * size + place
+    return total
+
+
+def as_region(region: Any, shape: tuple[int, ...]) -> tuple[Axis, Axis]:
+    """The run of rows and the run of columns that a region names.
+
+    Errors: ArgumentError unless it is None or two runs of positions.
+    """
+    if region is None:
+        region = (slice(None), slice(None))
+    if not isinstance(region, (tuple, list)) or len(region) != 2:
+        raise ArgumentError(f"region must be (queries, keys), two slices, or None for all; it is {region!r}.")
+    rows, columns = parse(tuple(region), shape)
+    for axis in (rows, columns):
+        if not isinstance(axis.selector, slice):
+            raise ArgumentError(
+                f"region must be runs of positions: slices with step 1, or integers; it is {region!r}. For other "
+                f"positions take the block, view[..., queries, keys]."
+            )
+    return rows, columns

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from limelight.evaluation.alignment import Link, links_from_weights, word_weights
+from limelight.evaluation.alignment import links_from_weights, word_weights
+from limelight.pharaoh import Link
 
 END = "</s>"
 """How the end of the source, which can be attended to, is named in pictures."""

@@ -13,8 +13,8 @@ from limelight.data.tokenization import Tokenizer
 from limelight.decoding import Hypothesis, SearchLimits, beam_search, greedy_search
 from limelight.devices import find_device
 from limelight.errors import ArgumentError, RunFolderError
-from limelight.evaluation.alignment import Link
 from limelight.models import TranslationModel
+from limelight.pharaoh import Link
 from limelight.run_folder import RunFolder
 from limelight.translation import END, Translation
 

@@ -4,7 +4,7 @@ import pytest
 from tests.support.command import limelight, refused
 from tests.support.toy_language import write_toy
 
-from limelight.evaluation.alignment import parse_pharaoh
+from limelight.pharaoh import parse_pharaoh
 
 PAIRS = [("one", "eins"), ("big red", "groß rot"), ("one", "ein"), ("two three four five six", "zwei drei vier fünf")]
 

@@ -5,15 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limelight.errors import ArgumentError, DataError
-from limelight.evaluation.alignment import (
-    Alignment,
-    aer,
-    format_pharaoh,
-    links_from_weights,
-    parse_pharaoh,
-    read_pharaoh,
-    word_weights,
-)
+from limelight.evaluation.alignment import aer, links_from_weights, word_weights
+from limelight.pharaoh import Alignment, format_pharaoh, parse_pharaoh, read_pharaoh
 
 LINKS = st.frozensets(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=13)
 

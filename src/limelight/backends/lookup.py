@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from limelight.backends.numerics import all_finite, no_autocast, weighted_sum
 from limelight.backends.protocol import Call
 from limelight.backends.tiles import key_piece, query_piece, score_tile, take
-from limelight.backends.tiling import Plan, block_sizes, pieces
+from limelight.backends.tiling import block_sizes, pieces
 from limelight.masks import Block
 from limelight.masks.block import Selector, pick
 
@@ -24,16 +25,22 @@ class Weights(NamedTuple):
 
 def weights_of(call: Call, lse: Tensor, block: Block) -> Weights:
     """exp(score - lse) of one block; lse [N, H, T]."""
+    with no_autocast(call.query):
+        return _weights_of(call, lse, block)
+
+
+def _weights_of(call: Call, lse: Tensor, block: Block) -> Weights:
     dtype = lse.dtype
     parameters = tuple(parameter.to(dtype) for parameter in call.score.parameters)
     chosen = call.score.of_heads(parameters, block.head)
     wide = block._replace(head=slice(0, block.heads)) if chosen is None else block
     query, key = query_piece(call.query, wide, dtype), key_piece(call.key, wide, dtype)
-    scores = score_tile(call, query, key, parameters if chosen is None else chosen, wide, ask=True).scores
+    ask = call.mask is not None and not call.mask.allows_all(wide)
+    scores = score_tile(call, query, key, parameters if chosen is None else chosen, wide, ask).scores
     rows = query_piece(lse.unsqueeze(-1), wide, dtype)
-    forbidden = scores == -torch.inf
-    # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose lse is NaN.
-    weights = torch.exp(scores - rows).masked_fill(forbidden, 0.0)
+    # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose lse is NaN. Filled before the exp, so
+    # that the gradient to lse is 0 there as well.
+    weights = torch.exp((scores - rows).masked_fill(scores == -torch.inf, -torch.inf))
     return (
         Weights(scores, weights)
         if chosen is not None
@@ -77,7 +84,7 @@ def received(call: Call, lse: Tensor) -> Tensor:
     """Σ_i of the weights, [N, H, S]."""
     n, heads, _, _ = call.query.shape
     out = lse.new_zeros(n, heads, call.key.shape[2])
-    for block in _blocks(call):
+    for block in blocks(call):
         out[block.batch, :, block.columns] += weights_of(call, lse, block).weights.sum(2)
     return out
 
@@ -85,7 +92,7 @@ def received(call: Call, lse: Tensor) -> Tensor:
 def entropy(call: Call, lse: Tensor) -> Tensor:
     """-Σ_j w log w of each row in nats, [N, H, T]; 0 for an empty row."""
     out = torch.zeros_like(lse)
-    for block in _blocks(call):
+    for block in blocks(call):
         scores, weights = weights_of(call, lse, block)
         rows = lse[block.batch, :, block.rows].unsqueeze(-1)
         # w log w is 0 where w is 0; there log w = score - lse may be -inf.
@@ -102,7 +109,7 @@ def strongest(call: Call, lse: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices = torch.full((n, heads, queries, k), -1, dtype=torch.int64, device=lse.device)
     best = lse.new_full((n, heads, queries, k), -torch.inf)
     weights = torch.zeros_like(best)
-    for block in _blocks(call):
+    for block in blocks(call):
         place = (block.batch, slice(None), block.rows)
         scores, tile = weights_of(call, lse, block)
         local = _first_largest(scores, min(k, scores.shape[-1]))
@@ -132,8 +139,59 @@ def _ranked(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores.isnan(), 0.0)
 
 
-def _blocks(call: Call) -> Iterator[Block]:
-    plan = Plan(call)
-    for batch, rows in plan.row_blocks():
-        for block, _ in plan.blocks(batch, rows):
-            yield block
+def distance(call: Call, lse: Tensor) -> Tensor:
+    """Σ_j w_ij |i + S - T - j| / Σ_j w_ij of each row, [N, H, T]; 0 for an empty row."""
+    out, total = torch.zeros_like(lse), torch.zeros_like(lse)
+    move = call.key.shape[2] - call.query.shape[2]
+    for block in blocks(call):
+        place = (block.batch, slice(None), block.rows)
+        weights = weights_of(call, lse, block).weights
+        away = (block.column_index() - (block.row_index() + move).unsqueeze(-1)).abs().to(lse.dtype)
+        out[place] += (weights * away).sum(-1)
+        total[place] += weights.sum(-1)
+    return out / total.masked_fill_(total == 0.0, 1.0)
+
+
+def product(call: Call, lse: Tensor, rows: Tensor) -> Tensor:
+    """Σ_i w_ij rows_i, [N, H, S, M], of rows [N, H, T, M]: the transposed matrix times rows.
+
+    A pair that the mask forbids takes no part, whatever the row holds.
+    """
+    n, heads, _, width = rows.shape
+    out = rows.new_zeros(n, heads, call.key.shape[2], width)
+    careful = call.may_forbid() and not all_finite(rows)
+    for block in blocks(call):
+        scores, weights = weights_of(call, lse, block)
+        part = rows[block.batch, :, block.rows]
+        # [n, H, s, t] @ [n, H, t, M]
+        with no_autocast(part):
+            out[block.batch, :, block.columns] += (
+                weighted_sum(weights.mT, part, (scores != -torch.inf).mT) if careful else weights.mT @ part
+            )
+    return out
+
+
+def blocks(call: Call, within: Block | None = None) -> Iterator[Block]:
+    """Blocks of bounded size that cover the matrix, or the slices `within`, but for those that the mask rules out."""
+    within = call.whole() if within is None else within
+    batch, rows, columns = within.batch, within.rows, within.columns
+    assert isinstance(batch, slice)
+    assert isinstance(rows, slice)
+    assert isinstance(columns, slice)
+    counts = tuple(one.stop - one.start for one in (batch, rows, columns))
+    steps = block_sizes(counts[0], call.query.shape[1], counts[1], counts[2], call.pair_cost())
+    step = max(1, steps[2])
+    for some in pieces(counts[0], steps[0]):
+        for high in pieces(counts[1], steps[1]):
+            line = call.block(_part(batch, some), _part(rows, high), columns)
+            first, last = (0, counts[2] - 1) if call.mask is None else _reach(call.mask.reach(line), columns)
+            for start in range(first // step * step, last + 1, step):
+                wide = _part(columns, slice(start, min(start + step, counts[2])))
+                block = line._replace(columns=wide)
+                if call.mask is None or not call.mask.rules_out(block):
+                    yield block
+
+
+def _reach(reach: tuple[int, int], columns: slice) -> tuple[int, int]:
+    """That interval of columns, counted from the first of the slice and cut to it."""
+    return max(0, reach[0] - columns.start), min(columns.stop - 1, reach[1]) - columns.start

@@ -47,6 +47,10 @@ class Native(Backend):
         """Wherever it can run."""
         return True
 
+    def gathers(self) -> bool:
+        """It does."""
+        return True
+
     def run(self, call: Call) -> Result:
         """Forward; the backward pass is set up in autograd."""
         if torch.compiler.is_compiling():

@@ -138,6 +138,10 @@ class Backend(ABC):
     def fastest(self, call: Call) -> bool:
         """Whether "auto" may take it, given that it can run and no backend before it was taken: as measured."""
 
+    def gathers(self) -> bool:
+        """Whether `run` answers `call.gather` on the way."""
+        return False
+
     @abstractmethod
     def run(self, call: Call) -> Result:
         """Run a call that `refusal` had nothing against."""

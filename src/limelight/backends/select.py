@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from limelight.backends.fused import Fused
 from limelight.backends.native import Native
-from limelight.backends.protocol import Backend, Call
+from limelight.backends.protocol import Backend, Call, Gather, Gathered
 from limelight.backends.reference import Reference
 from limelight.backends.streaming import Streaming
 from limelight.errors import ArgumentError, BackendError
@@ -37,6 +39,19 @@ def choose(call: Call, name: str) -> Backend:
             f"backend {name!r} cannot run this call: {refusal}. Use backend='auto'; the others: {reasons(call)}."
         )
     return backend
+
+
+def observed(call: Call, gather: Gather) -> Gathered:
+    """What is to be gathered of a finished call, by a pass of a backend that does it on the way; none where none can.
+
+    The pass has a value of one column, the least that a backend takes: only the scores cost anything.
+    """
+    n, groups, keys, _ = call.key.shape
+    call = replace(call, value=call.key.new_zeros(n, groups, keys, 1), dropout=0.0, wants_lse=False, gather=gather)
+    for backend in BACKENDS:
+        if backend.gathers() and backend.refusal(call) is None:
+            return backend.run(call).gathered or Gathered()
+    return Gathered()
 
 
 def reasons(call: Call) -> str:

@@ -46,7 +46,7 @@ def _aligned(
     translator: "Translator", corpus: "Corpus", report: "ReadReport", advance: Callable[[int], None]
 ) -> Iterator[str]:
     """A line of text for each line of the corpus; a thousand pairs at a time."""
-    from limelight.evaluation.alignment import format_pharaoh
+    from limelight.pharaoh import format_pharaoh
 
     pairs, line = corpus.pairs(report), 0
     while chunk := list(islice(pairs, _CHUNK)):

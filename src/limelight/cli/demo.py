@@ -98,9 +98,10 @@ def _write(path: Path, phrases: "list[Phrase]") -> None:
 
 def _evaluate(translator: "Translator", phrases: "list[Phrase]", out: Path) -> dict[str, Any]:
     """Score the held-out phrases; the test part and its gold alignments are left in the run folder."""
-    from limelight.evaluation.alignment import Alignment, aer, format_pharaoh
+    from limelight.evaluation.alignment import aer
     from limelight.evaluation.quality import corpus_quality
     from limelight.files import atomic_write
+    from limelight.pharaoh import Alignment, format_pharaoh
     from limelight.training.run import versions
 
     gold = [Alignment(phrase.links, phrase.possible) for phrase in phrases]

@@ -27,7 +27,7 @@ from limelight.cli.options import (
 
 if TYPE_CHECKING:
     from limelight.data import Corpus, Pair
-    from limelight.evaluation.alignment import Alignment
+    from limelight.pharaoh import Alignment
     from limelight.translator import Translator
 
 
@@ -135,7 +135,7 @@ def _read(corpus: "Corpus", gold: Path | None) -> "tuple[list[Pair], list[Alignm
     """The pairs, and the gold alignments of all lines of the corpus if there are any."""
     from limelight.data import ReadReport
     from limelight.errors import DataError
-    from limelight.evaluation.alignment import read_pharaoh
+    from limelight.pharaoh import read_pharaoh
 
     report = ReadReport()
     pairs = list(corpus.pairs(report))

@@ -105,7 +105,7 @@ def _chunks(text: list[str] | None) -> Iterator[list[str]]:
 
 
 def _line(translation: "Translation", scored: bool, align: bool, as_json: bool) -> str:
-    from limelight.evaluation.alignment import format_pharaoh
+    from limelight.pharaoh import format_pharaoh
 
     if as_json:
         return json.dumps(

@@ -38,6 +38,10 @@ class TileScore(Score):
         """Not known to be a dot product."""
         return None
 
+    def with_parameters(self, parameters: tuple[Tensor, ...]) -> Score:
+        """The same function of other tensors."""
+        return TileScore(self.function, parameters, self.cost)
+
     def pair_cost(self, width: int) -> int:
         """As given; the width when not given."""
         return self.cost if self.cost is not None else max(1, width)

@@ -76,6 +76,13 @@ def _outer(weights, index):
     return weights
 
 
+def test_an_index_array_of_one_position_keeps_its_axis():
+    _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
+    for index in ([3], np.array([3]), torch.tensor([3])):
+        assert torch.equal(view[..., index, :], view.dense()[..., 3:4, :])
+    assert torch.equal(view[..., torch.tensor(3), :], view.dense()[..., 3, :])
+
+
 def test_steps_may_run_backwards():
     _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
     assert torch.equal(view[..., ::-2, :], view.dense()[..., [4, 2, 0], :])

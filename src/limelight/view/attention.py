@@ -1,0 +1,366 @@
+"""AttentionView: the attention matrix as a virtual array, computed where it is looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.backends import lookup
+from limelight.backends.pairs import log_weights
+from limelight.backends.pooling import pooled
+from limelight.backends.protocol import OWN_TENSORS, Call, Gather, Gathered
+from limelight.backends.select import observed
+from limelight.contract import require_choice, require_count
+from limelight.indexing import Axis, as_places, as_region, folded, folded_places, parse
+from limelight.view import operator, storage
+from limelight.view.array import VirtualArray
+from limelight.view.links import pharaoh
+from limelight.view.mean import MeanView
+from limelight.view.observations import Links, Observation
+from limelight.view.parts import Versions
+from limelight.view.picture import html
+from limelight.view.sizes import DENSE_LIMIT, dense_bytes, guard, in_units
+
+
+class AttentionView(VirtualArray):
+    """The attention matrix [..., H, T, S] of one call of `look`, without the matrix.
+
+    weights[..., h, i, j] = exp(score(q_i, k_j) + bias - lse_i), 0 where the mask forbids: those before dropout. With a
+    sink, which is no key and has no column, the weights of a row sum to less than 1. The view keeps query and key (as
+    the score prepared them), mask, bias, sink and lse, one number per row; where the whole matrix was one small block,
+    the weights as well. Everything is computed block by block when asked for, exactly.
+
+    `view[...]`, `dense`, the products `view @ x` and `x @ view`, `received(weights)` and `log_prob` are differentiable
+    if the inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance`, `received()` and `map` are not. A
+    view keeps the graph of its inputs alive: use `detach()` to store it. NumPy and torch take a view as an array, below
+    1 GiB. What has to be computed after a tensor given to `look` was changed in place raises StaleViewError.
+
+    Do not build one; `look` does. Axes without names: [..., H, T, S] as in the call.
+    """
+
+    def __init__(self, call: Call, lse: Tensor, weights: Tensor | None = None) -> None:
+        # The value takes no part in the weights; the view must not keep it alive.
+        self._kept = replace(call, value=call.value.new_empty(0))
+        self._lse = lse
+        self._versions = Versions(self._kept, lse)
+        self._weights = weights
+        self._gathered: dict[str, Tensor | Links] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., H, T, S)."""
+        query = self._kept.query
+        return (*self._kept.lead, query.shape[1], query.shape[2], self._kept.key.shape[2])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: float32, or float64 for float64 inputs."""
+        return self._lse.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the view computes: the device of query and key."""
+        return self._lse.device
+
+    @property
+    def lse(self) -> Tensor:
+        """The log Σ_j exp(score) of each row, [..., H, T]; -inf for a row that may attend to nothing.
+
+        A sink is one of the terms, so that of a row without keys is the sink.
+        """
+        return self._open(self._lse)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[place] for place in range(len(self)))
+
+    def __repr__(self) -> str:
+        return (
+            f"AttentionView(shape={list(self.shape)}, keeps {in_units(self._kept_bytes())}, "
+            f"dense would be {in_units(dense_bytes(self.shape, self.dtype))})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the repr and a small map, whose cost does not grow with the length."""
+        return html(self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """That block of weights.
+
+        Integers, slices and Ellipsis as in NumPy; index arrays (sequences, ranges, tensors, bool masks) are allowed on
+        every axis, and several of them mean the block of all combinations, as with `numpy.ix_`.
+
+        Errors: ArgumentError for an index that does not fit; DenseSizeError if the block is above 1 GiB.
+
+        Example: `view[0, :, 3, [5, 7]]` is [H, 2]: what query 3 of sequence 0 gives to keys 5 and 7.
+        """
+        axes = parse(index, self.shape)
+        counts = tuple(axis.size for axis in axes)
+        guard(counts, self.dtype, DENSE_LIMIT)
+        return self._block(axes, counts).reshape([axis.size for axis in axes if axis.stays])
+
+    def dense(self, *, limit: int | None = DENSE_LIMIT) -> Tensor:
+        """The whole matrix, [..., H, T, S].
+
+        Arguments:
+            limit: bytes that it may take; None for no limit.
+
+        Errors: DenseSizeError, which names the bytes, if it is larger.
+        """
+        guard(self.shape, self.dtype, limit)
+        axes = parse(..., self.shape)
+        return self._block(axes, self.shape).reshape(self.shape)
+
+    def __matmul__(self, x: Any) -> Tensor:
+        """W x, [..., H, T, M] of x [..., S, M], or [..., H, T] of x [S], in linear memory.
+
+        Leading axes broadcast as in `torch.matmul`. What the mask hides takes no part, be it NaN or inf. The result
+        has the dtype of the view. Differentiable with respect to x, query, key, bias and the score's parameters.
+
+        Errors: ArgumentError for an x that does not fit.
+        """
+        return operator.right(self._call, self._lse, self.shape[:-2], x)
+
+    def __rmatmul__(self, x: Any) -> Tensor:
+        """X W, [..., H, M, S] of x [..., M, T], or [..., H, S] of x [T]; otherwise as `view @ x`."""
+        return operator.left(self._call, self._lse, self.shape[:-2], x)
+
+    @torch.no_grad()
+    def top(self, k: int) -> Links:
+        """The min(k, S) strongest links of each query, strongest first, and of equal ones the lower index first.
+
+        Where a query may attend to fewer keys, the rest has index -1 and weight 0.
+
+        Errors: ArgumentError if k is not an integer of at least 1.
+        """
+        require_count("k", k, least=1)
+        k = min(k, self.shape[-1])
+        have = self._gathered.get("top")
+        if not isinstance(have, Links) or have.indices.shape[-1] < k:
+            seen = self._pass(Gather(top=k)).top
+            seen = lookup.strongest(self._call, self._lse, k) if seen is None else seen
+            have = Links(*(self._open(one) for one in seen))
+        return Links(have.indices[..., :k], have.weights[..., :k])
+
+    def argmax(self) -> Tensor:
+        """The key to which each query gives most, int64 [..., H, T]; the first of equals, -1 for an empty row."""
+        if not self.shape[-1]:
+            return torch.full(self.shape[:-1], -1, device=self.device)
+        return self.top(1).indices.squeeze(-1)
+
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        """-Σ_j w_j log w_j over the keys, in nats, of each query, [..., H, T]; 0 for a row that may attend to nothing.
+
+        Of the weights as they are: with a sink they sum to less than 1, and the sink's own share is not counted.
+        """
+        have = self._gathered.get("entropy")
+        if isinstance(have, Tensor):
+            return have
+        seen = self._pass(Gather(entropy=True)).entropy
+        return self._open(lookup.entropy(self._call, self._lse) if seen is None else seen)
+
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """How far each query looks, Σ_j w_ij |i + S - T - j| / Σ_j w_ij, in positions, [..., H, T].
+
+        Query i lies at i + S - T, where `causal()` has it: both sequences end at the same place. 0 for a row that may
+        attend to nothing.
+        """
+        return self._open(lookup.distance(self._call, self._lse))
+
+    def received(self, weights: Any = None) -> Tensor:
+        """What each key received from all queries, Σ_i c_i w_ij, [..., H, S].
+
+        Arguments:
+            weights: c, one number per query, broadcasts to [..., H, T]; None: 1 each. With weights the answer is
+                differentiable, as `x @ view`.
+
+        Errors: ArgumentError for weights that do not fit.
+
+        Example: `view.received(weights=kept)`, `kept` [B, 1, T] being 1 for a token and 0 for padding.
+        """
+        if weights is None:
+            with torch.no_grad():
+                have = self._gathered.get("received")
+                if isinstance(have, Tensor):
+                    return have
+                seen = self._pass(Gather(received=True)).received
+                return self._open(lookup.received(self._call, self._lse) if seen is None else seen)
+        rows = operator.as_operand(weights, self.dtype, self.device)
+        return (rows.unsqueeze(-2) @ self).squeeze(-2)
+
+    def mean(self, heads: int | Sequence[int] | None = None) -> MeanView:
+        """The mean of the weights over all heads, or over those named: a virtual array [..., T, S] in its turn.
+
+        Errors: ArgumentError for a head out of range, or none at all.
+
+        Example: `view.mean()[0, 3]` is [S]: to what query 3 of sequence 0 attends, all heads alike.
+        """
+        return MeanView(self, heads)
+
+    def alignment(self, heads: int | Sequence[int] | None = None, *, threshold: float | None = None) -> str:
+        """The links of one sequence in the Pharaoh format, `source-target` from 0: `0-0 2-1`.
+
+        From the mean over the heads: each query (target) is linked with the key (source) to which it gives most, the
+        first of equals; with `threshold`, with every key of at least that weight.
+
+        Errors: ArgumentError for a view of several sequences, or a threshold outside of (0, 1].
+        """
+        return pharaoh(self.mean(heads), threshold)
+
+    def log_prob(self, pairs: Any) -> Tensor:
+        """The log weights of single pairs, log w = score - lse, [P]; -inf where the mask forbids. Differentiable.
+
+        Memory grows with P and the widths, not with T x S: `-view.log_prob(links).mean()` is the loss of guided
+        alignment (Chen, Matusov, Khadivi, Peter 2016, arXiv 1607.01628).
+
+        Arguments:
+            pairs: integers [P, axes of the view], one index for each axis: (batch, head, query, key).
+
+        Errors: ArgumentError for another shape or dtype, or an index out of range.
+
+        Example: `view.log_prob([(0, 1, 3, 5)])` is [log view[0, 1, 3, 5]].
+        """
+        places = as_places(pairs, self.shape)
+        lead = folded_places(places[:, :-3], self._call.lead)
+        wanted = torch.cat((lead.unsqueeze(-1), places[:, -3:]), -1).to(self.device)
+        return log_weights(self._call, self._lse, wanted)
+
+    @torch.no_grad()
+    def map(self, rows: int, columns: int, region: tuple[Any, Any] | None = None, reduce: str = "mean") -> Tensor:
+        """A picture of the matrix, or of a region of it: pooled to rows x columns cells, [..., H, rows, columns].
+
+        Exact, block by block in one pass, whose cost is that of the region. Of a region with t queries, cell r takes
+        those in [r t // rows, (r + 1) t // rows), and keys in the same way: where the number of cells does not divide
+        that of the positions, cells differ by one position. There are no more cells than positions:
+        min(rows, t) x min(columns, s).
+
+        Arguments:
+            rows: how many cells down, at least 1.
+            columns: how many cells across, at least 1.
+            region: (queries, keys), a slice with step 1 or an integer each; None: all.
+            reduce: "mean" over all pairs of a cell, forbidden ones counting as 0, or "max".
+
+        Errors: ArgumentError for a count, a region or a `reduce` that breaks these rules.
+
+        Example: `view.map(64, 64, region=(slice(1000, 2000), slice(0, 500)))[0, 0]` is [64, 64].
+        """
+        require_count("rows", rows, least=1)
+        require_count("columns", columns, least=1)
+        require_choice("reduce", reduce, ("mean", "max"))
+        queries, keys = as_region(region, self.shape[-2:])
+        block = self._call.block(slice(0, len(self._lse)), queries.selector, keys.selector)
+        cells = min(rows, queries.size), min(columns, keys.size)
+        return self._open(pooled(self._call, self._lse, block, *cells, reduce))
+
+    def detach(self) -> AttentionView:
+        """The same view without the graph of its inputs: what to store."""
+        call = self._call
+        call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
+        view = AttentionView(call, self._lse.detach(), self._weights)
+        view._gathered = self._gathered
+        return view
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the view to a file, under a temporary name first: safetensors, with score and mask by their names.
+
+        It holds what the view keeps and the answers that were observed, and nothing of T x S.
+
+        Errors: ArgumentError, which says which, for a score or a mask that is not one of Limelight's own
+        (`tile_score`, your own mask); OutputError if the file cannot be written.
+
+        Example: `view.save("layer3.view")`, then `AttentionView.open("layer3.view")[0, 2, 99_000:]`.
+        """
+        storage.save(path, self._call, self._lse, self._gathered)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, device: str = "cpu", verify: bool = False) -> AttentionView:
+        """The view that `save` wrote, memory-mapped: it opens at once, and blocks are computed as they are asked for.
+
+        Arguments:
+            path: the file. It may be replaced while the view is in use, but not cut short.
+            device: where to compute; other than "cpu" copies query, key and lse there. A view may be opened on another
+                device than the one it was saved on.
+            verify: read the whole file and hold it against its checksum. Without it, names, sizes and settings are
+                checked, but not every number.
+
+        Errors: ViewFileError for a file that is missing, truncated, foreign or changed; ArgumentError for a device that
+        is not there. Nothing is ever unpickled.
+        """
+        call, lse, answers = storage.load(path, device, verify)
+        view = cls(call, lse)
+        view._gathered = answers
+        return view
+
+    def gather(self, observe: Sequence[Observation], seen: Gathered | None = None) -> None:
+        """Keep the answers to what is asked for, so that the methods of that name give them at once.
+
+        What the backend did not see on the way is computed.
+        """
+        if seen is not None:
+            self._keep(seen)
+        for one in observe:
+            if one.name in self._gathered:
+                continue
+            if one.name == "top":
+                self._gathered["top"] = self.top(max(each.k for each in observe))
+            else:
+                self._gathered[one.name] = self.entropy() if one.name == "entropy" else self.received()
+
+    def _keep(self, seen: Gathered) -> None:
+        """Answers that are there, [N, ...]."""
+        for name, tensor in (("received", seen.received), ("entropy", seen.entropy)):
+            if tensor is not None:
+                self._gathered[name] = self._open(tensor)
+        if seen.top is not None:
+            self._gathered["top"] = Links(*(self._open(one) for one in seen.top))
+
+    def sound_call(self) -> Call:
+        """The call of this view, without value. Errors: StaleViewError."""
+        self._versions.check()
+        return self._kept
+
+    def folded_lse(self) -> Tensor:
+        """The lse with the leading axes folded, [N, H, T]."""
+        return self._lse
+
+    @property
+    def _call(self) -> Call:
+        return self.sound_call()
+
+    def _block(self, axes: tuple[Axis, ...], counts: tuple[int, ...]) -> Tensor:
+        """Weights [n, h, t, s] of the positions wanted along each axis."""
+        call = self._call
+        batch = folded(axes[:-3], call.lead)
+        head, rows, columns = (axis.selector for axis in axes[-3:])
+        block = call.block(batch, rows, columns, head)
+        if self._weights is not None and not self._tracked():
+            return lookup.taken(self._weights, block)
+        return lookup.gathered(call, self._lse, block, (math.prod(counts[:-3]), counts[-3], counts[-2], counts[-1]))
+
+    def _tracked(self) -> bool:
+        return torch.is_grad_enabled() and self._lse.requires_grad
+
+    def _pass(self, gather: Gather) -> Gathered:
+        """What a pass of a backend that observes on the way says; nothing where none can."""
+        return observed(self._call, gather)
+
+    def _open(self, tensor: Tensor) -> Tensor:
+        """Unfold the leading axes."""
+        return tensor.reshape((*self._kept.lead, *tensor.shape[1:]))
+
+    def _kept_bytes(self) -> int:
+        call = self._kept
+        kept = [*call.tensors(), self._lse, self._weights]
+        for one in self._gathered.values():
+            kept.extend(one if isinstance(one, Links) else (one,))
+        return sum(one.nbytes for one in kept if one is not None)

@@ -1,0 +1,120 @@
+"""The attention matrix as a linear operator: view @ x is one more attention call, x @ view its transpose.
+
+Gradients come from the backends: with x as the value, W x is the output of the call. For y = x W and a gradient g,
+    <x W, g> = <xᵀ, W gᵀ>,
+so the gradients to query and key are those of the call with the value gᵀ for the gradient xᵀ of its output, and the
+gradient to x is that output itself, transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.backends import lookup
+from limelight.backends.derivatives import final
+from limelight.backends.protocol import OWN_TENSORS, Call, heads_of
+from limelight.backends.select import choose
+from limelight.errors import ArgumentError
+
+
+def right(call: Call, lse: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
+    """View @ x, of x [..., S, M] or [S]; `lead`: the axes of the view but for the last two."""
+    x = as_operand(x, lse.dtype, lse.device)
+    column = x.unsqueeze(-1) if x.ndim == 1 else x
+    folded, unfold = _fold(column, lead, call.key.shape[2], "view @ x: x must be [..., S, M] or [S]")
+    out = unfold(_times(call, folded))
+    return out.squeeze(-1) if x.ndim == 1 else out
+
+
+def left(call: Call, lse: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
+    """X @ view, of x [..., M, T] or [T]."""
+    x = as_operand(x, lse.dtype, lse.device)
+    column = x.unsqueeze(-1) if x.ndim == 1 else x.mT
+    folded, unfold = _fold(column, lead, call.query.shape[2], "x @ view: x must be [..., M, T] or [T]")
+    # The value takes no part.
+    tensors = (folded, *(None if place == 2 else one for place, one in enumerate(call.tensors())))
+    out = unfold(_Transposed.apply(call, lse.detach(), *tensors))
+    return out.squeeze(-1) if x.ndim == 1 else out.mT
+
+
+def as_operand(x: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor, an array or numbers as a tensor of the dtype and device of the weights.
+
+    Errors: ArgumentError for what is no number, for a scalar, and for a tensor on another device.
+    """
+    try:
+        tensor = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"x must be a tensor or an array of numbers; it is {type(x).__name__} ({error}).") from None
+    if tensor.ndim == 0 or tensor.is_complex():
+        raise ArgumentError(f"x must have one axis at least and real numbers; it is {tensor.dtype} {[*tensor.shape]}.")
+    if isinstance(x, Tensor) and x.device != device:
+        raise ArgumentError(f"x must be on the device of the view, {device}; it is on {x.device}. Use x.to(...).")
+    return tensor.to(dtype=dtype, device=device)
+
+
+def _times(call: Call, value: Tensor) -> Tensor:
+    """W value, [N, H, T, M], of value [N, H, S, M]; differentiable once."""
+    # Each head has its own value, so each has its own key as well.
+    key = heads_of(call.key, call.query.shape[1])
+    call = replace(call, key=key, value=value, dropout=0.0, wants_lse=False)
+    return choose(call, "auto").run(call).output
+
+
+class _Transposed(torch.autograd.Function):
+    """(rows, the call's tensors) -> Wᵀ rows, [N, H, S, M], of rows [N, H, T, M]."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, lse: Tensor, *tensors: Any) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.call = call.without_tensors()
+        return lookup.product(call, lse, tensors[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        rows, *tensors = ctx.saved_tensors
+        (gradient,) = grad_outputs
+        with torch.enable_grad():
+            leaves = [None if one is None else one.detach() for one in tensors]
+            wanted = [one.requires_grad_() for one in leaves if one is not None and one.is_floating_point()]
+            own, parameters = leaves[:OWN_TENSORS], tuple(one for one in leaves[OWN_TENSORS:] if one is not None)
+            output = _times(ctx.call.with_tensors(*own).with_parameters(parameters), gradient.detach())
+            found = iter(torch.autograd.grad(output, wanted, rows.detach(), allow_unused=True))
+        grads = (next(found) if one is not None and one.requires_grad else None for one in leaves)
+        way_out = "Use x @ view.dense() of a call with backend='reference', or leave out create_graph=True."
+        return None, None, *final((output.detach(), *grads), "x @ view", way_out)
+
+
+def _fold(x: Tensor, lead: tuple[int, ...], length: int, rule: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """X [..., length, M] as [N, H, length, W], its leading axes broadcast as in matmul, and how to undo that.
+
+    Leading axes along which the view is the same go beside M, so that they cost columns and not views.
+    """
+    if x.shape[-2] != length:
+        raise ArgumentError(f"{rule}, and the view has {length} there; x has {x.shape[-2]}.")
+    try:
+        full = torch.broadcast_shapes(lead, x.shape[:-2])
+    except RuntimeError:
+        raise ArgumentError(
+            f"{rule}, with leading axes that broadcast against {list(lead)}; they are {list(x.shape[:-2])}."
+        ) from None
+    own = (1,) * (len(full) - len(lead)) + lead
+    moved = [axis for axis, size in enumerate(own) if size == 1]
+    kept = [axis for axis, size in enumerate(own) if size != 1]
+    count = len(full)
+    order = [*kept, count, *moved, count + 1]
+    wide = x.expand(*full, *x.shape[-2:]).permute(order)
+    columns = [*(full[axis] for axis in moved), x.shape[-1]]
+    folded = wide.reshape(math.prod(lead[:-1]), lead[-1], length, math.prod(columns))
+
+    def unfold(out: Tensor) -> Tensor:
+        opened = out.reshape(*(full[axis] for axis in kept), out.shape[2], *columns)
+        return opened.permute([order.index(axis) for axis in range(count + 2)])
+
+    return folded, unfold

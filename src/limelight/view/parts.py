@@ -1,0 +1,166 @@
+"""What a view rests on: which tensors, whether they are unchanged, and how scores and masks are written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from limelight.backends.protocol import Call
+from limelight.errors import ArgumentError, StaleViewError
+from limelight.masks import Mask, causal, dense, lengths, segments, window
+from limelight.masks.causal import Causal
+from limelight.masks.combined import All, Not
+from limelight.masks.combined import Any as Either
+from limelight.masks.dense import Dense
+from limelight.masks.lengths import Lengths
+from limelight.masks.segments import Segments
+from limelight.masks.window import Window
+from limelight.scores import Score, additive, dot
+from limelight.scores.additive import Additive
+from limelight.scores.concat import Concat
+from limelight.scores.dot import Dot
+from limelight.scores.general import General
+
+Facts = dict[str, Any]
+
+_SCORES: dict[str, tuple[type, Callable[..., Any]]] = {
+    "dot": (Dot, dot),
+    "additive": (Additive, lambda vector, **_: additive(vector)),
+}
+_MASKS: dict[str, tuple[type, Callable[..., Any]]] = {
+    "causal": (Causal, causal),
+    "window": (Window, window),
+    "lengths": (Lengths, lambda count, **_: lengths(count)),
+    "dense": (Dense, dense),
+    "segments": (Segments, segments),
+    "all": (All, All),
+    "either": (Either, Either),
+    "not": (Not, Not),
+}
+"""The name of each kind in a file, and what makes it of its fields again, checking them."""
+
+MORE = tuple(
+    {field.name for field in fields(Call)}
+    - {"query", "key", "value", "score", "mask", "bias", "dropout", "seed", "lead", "wants_lse", "gather"}
+)
+"""What a call may hold besides its usual parts."""
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+class Versions:
+    """Notices when a tensor that a view rests on is changed in place, which would make its answers wrong."""
+
+    __slots__ = ("_noted",)
+
+    def __init__(self, call: Call, lse: Tensor) -> None:
+        # What is made in inference mode has no version to compare.
+        self._noted = [(name, one, one._version) for name, one in _tensors_of(call, lse) if not one.is_inference()]
+
+    def check(self) -> None:
+        """Raise StaleViewError if one of them was changed."""
+        for name, tensor, version in self._noted:
+            if tensor._version != version:
+                raise StaleViewError(
+                    f"This view computes from the tensors given to look, and {name} was changed in place since. Ask "
+                    f"the view before you change it, name what you want in look(observe=...), or give look a clone."
+                )
+
+
+def _tensors_of(call: Call, lse: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that decide the weights, with their names."""
+    yield "query", call.query
+    yield "key", call.key
+    yield "lse", lse
+    for name in ("bias", *MORE):
+        one = getattr(call, name)
+        if isinstance(one, Tensor):
+            yield name, one
+    for place, one in enumerate(call.score.parameters):
+        yield f"score, tensor {place}", one
+    if call.mask is not None:
+        yield from _mask_tensors("mask", call.mask)
+
+
+def _mask_tensors(name: str, mask: Mask) -> Iterator[tuple[str, Tensor]]:
+    """The tensors among the fields of a mask and of the masks that it is made of."""
+    for field in getattr(type(mask), "__dataclass_fields__", ()):
+        one = getattr(mask, field)
+        if isinstance(one, Tensor):
+            yield f"{name} {field}", one
+        elif isinstance(one, Mask):
+            yield from _mask_tensors(f"{name} {field}", one)
+
+
+def written_score(score: Score, tensors: dict[str, Tensor]) -> Facts:
+    """A score that has prepared query and key, as facts; its tensors are added to `tensors`.
+
+    Errors: ArgumentError for a score that is not one of ours.
+    """
+    if isinstance(score, General):
+        score = score.inner
+    elif isinstance(score, (Additive, Concat)):
+        score = score.with_parameters(score.parameters)
+    return _written(score, _SCORES, "score", tensors)
+
+
+def written_mask(mask: Mask | None, tensors: dict[str, Tensor]) -> Facts | None:
+    """A mask as facts; its tensors are added to `tensors`.
+
+    Errors: ArgumentError for a mask, or a part of one, that is not one of ours.
+    """
+    return None if mask is None else _written(mask, _MASKS, "mask", tensors)
+
+
+def read_score(facts: Facts, tensors: dict[str, Tensor]) -> Score:
+    """What `written_score` wrote. Errors: KeyError, TypeError, ValueError for facts that do not hold."""
+    return _read(facts, _SCORES, tensors)
+
+
+def read_mask(facts: Facts | None, tensors: dict[str, Tensor]) -> Mask | None:
+    """What `written_mask` wrote. Errors: KeyError, TypeError, ValueError for facts that do not hold."""
+    return None if facts is None else _read(facts, _MASKS, tensors)
+
+
+def _written(part: Any, known: dict[str, tuple[type, Callable[..., Any]]], place: str, tensors: Any) -> Facts:
+    name = next((name for name, (kind, _) in known.items() if type(part) is kind), None)
+    if name is None:
+        kind = "score" if place == "score" else "mask"
+        raise ArgumentError(
+            f"view.save: the {kind} {type(part).__name__} cannot be written to a file, which holds names and tensors, "
+            f"no code; those of limelight.{kind}s can ({', '.join(known)})"
+            f"{', not tile_score' if kind == 'score' else ''}. Save view.dense() or view[...] of the part you need."
+        )
+    facts: Facts = {"kind": name}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.name.startswith("_"):
+            continue
+        if isinstance(value, Tensor):
+            tensors[f"{place}.{field.name}"] = value
+            facts[field.name] = {"tensor": f"{place}.{field.name}"}
+        elif isinstance(value, Mask):
+            facts[field.name] = _written(value, known, f"{place}.{field.name}", tensors)
+        elif isinstance(value, PLAIN):
+            facts[field.name] = value
+        else:
+            raise ArgumentError(
+                f"view.save: {field.name} of {type(part).__name__} cannot be written to a file; it is {value!r}."
+            )
+    return facts
+
+
+def _read(facts: Facts, known: dict[str, tuple[type, Callable[..., Any]]], tensors: dict[str, Tensor]) -> Any:
+    _, make = known[facts["kind"]]
+    values = {}
+    for name, value in facts.items():
+        if name == "kind":
+            continue
+        if isinstance(value, dict):
+            values[name] = tensors[value["tensor"]] if "tensor" in value else _read(value, known, tensors)
+        else:
+            values[name] = value
+    return make(**values)
