@@ -2,7 +2,7 @@
 
 `attend` is one exact attention operation for every mechanism; `look` is the same call and a view of its weights;
 `explain` says which backend runs a call and why the others cannot. `train` learns to translate from parallel text,
-`Translator` translates and shows what was attended to.
+`Translator` translates and shows what was attended to. `watch` shows the attention of any other torch model.
 
 Importing does no work: a name is looked up, and what it needs is imported, when it is first used.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
     from limelight.view import AttentionView, Links, top
+    from limelight.watch import Seen, Statistics, watch
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOMES = {
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
     "limelight.view": ("AttentionView", "Links", "top"),
+    "limelight.watch": ("Seen", "Statistics", "watch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = ("masks", "scores")
@@ -38,6 +40,8 @@ __all__ = [
     "AttentionView",
     "Explanation",
     "Links",
+    "Seen",
+    "Statistics",
     "Translation",
     "Translator",
     "__version__",
@@ -57,6 +61,7 @@ __all__ = [
     "tile_score",
     "top",
     "train",
+    "watch",
     "window",
 ]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limelight import listening
 from limelight.backends.protocol import Call
 from limelight.backends.select import BACKENDS, choose
 from limelight.contract import check_bias, check_dropout, check_inputs
@@ -57,6 +58,10 @@ def attend(
 
     Example: `attend(q, k, v, mask=causal())` with q [2, 8, 5, 64], k and v [2, 2, 7, 64] gives [2, 8, 5, 64].
     """
+    heard = listening.listener()
+    if heard is not None:
+        options = {"score": score, "mask": mask, "bias": bias, "dropout": dropout, "seed": seed, "backend": backend}
+        return heard.attend(query, key, value, options)
     call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=False)
     output = choose(call, backend).run(call).output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
@@ -87,6 +92,10 @@ def look(
     Example: `output, view = look(q, k, v, observe=("entropy", top(8)))`; then `view.top(8).indices` is [..., H, T, 8].
     """
     observe = check_observations(observe)
+    heard = listening.listener()
+    if heard is not None:
+        options = {"score": score, "mask": mask, "bias": bias, "dropout": dropout, "seed": seed, "backend": backend}
+        return heard.look(query, key, value, options, observe)
     call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=True)
     call.gather = gather_of(observe, key.shape[-2])
     result = choose(call, backend).run(call)
@@ -139,6 +148,21 @@ def explain(
         check_observations(observe)
     call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=observe is not None)
     return Explanation(choose(call, backend).name, {one.name: one.refusal(call) for one in BACKENDS})
+
+
+def can_run(
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score: Score | None = None,
+    mask: Mask | None = None,
+    bias: Tensor | None = None,
+) -> bool:
+    """Whether the backend of that name can run this call of `look`."""
+    call = _checked(query, key, value, score, mask, bias, 0.0, None, wants_lse=True)
+    return any(one.name == backend and one.refusal(call) is None for one in BACKENDS)
 
 
 def _checked(

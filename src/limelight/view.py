@@ -178,6 +178,36 @@ class AttentionView:
         view._gathered = self._gathered
         return view
 
+    def copy(self, device: torch.device | str | None = None) -> AttentionView:
+        """The same view with tensors of its own, without a graph: what others write into theirs does not change it.
+
+        Arguments:
+            device: where the copy lies; None: where the view lies.
+
+        Mask and bias, which several calls may share, are copied only to another device.
+        """
+
+        def copied(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            to = tensor.device if device is None else torch.device(device)
+            return tensor.to(to) if tensor.device != to else tensor.clone(memory_format=torch.contiguous_format)
+
+        call = self._call
+        mask = call.mask if call.mask is None or device is None else call.mask.moved(torch.device(device))
+        score = call.score.with_parameters(tuple(copied(one) for one in call.score.parameters))
+        bias = None if call.bias is None else call.bias.detach().to(device or call.bias.device)
+        query, key, value = copied(call.query), copied(call.key), copied(call.value)
+        call = replace(call, query=query, key=key, value=value, score=score, mask=mask, bias=bias)
+        view = AttentionView(call, copied(self._lse), None if self._weights is None else copied(self._weights))
+        for name, have in self._gathered.items():
+            view._gathered[name] = Links(*map(copied, have)) if isinstance(have, Links) else copied(have)
+        return view
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the tensors that the view keeps; the mask's, which the caller made, are not counted."""
+        return self._kept_bytes()
+
     def gather(self, observe: Sequence[Observation], seen: Gathered | None = None) -> None:
         """Keep the answers to what is asked for, so that the methods of that name give them at once.
 

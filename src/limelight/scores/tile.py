@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class TileScore(Score):
     def parameters(self) -> tuple[Tensor, ...]:
         """The tensors given after the function."""
         return self.tensors
+
+    def with_parameters(self, parameters: tuple[Tensor, ...]) -> Score:
+        """The same function of other tensors."""
+        return replace(self, tensors=parameters)
 
     def check(self, query: Tensor, key: Tensor) -> None:
         """The function decides about widths."""
