@@ -44,6 +44,7 @@ void read(Numbers& from, Call& call) {
   call.type = static_cast<limelight::Type>(from.whole());
   call.threads = static_cast<int32_t>(from.whole());
   call.scale = static_cast<float>(from.real());
+  call.cap = static_cast<float>(from.real());
   call.dropout.rate = from.real();
   call.dropout.seed = static_cast<uint64_t>(from.whole());
   call.query = from.tensor(), call.key = from.tensor(), call.value = from.tensor(), call.bias = from.tensor();

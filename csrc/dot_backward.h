@@ -24,6 +24,7 @@ class DotBackward {
     weights_ = scratch_.take(BACK_ROWS * KEYS), slopes_ = scratch_.take(BACK_ROWS * KEYS);
     room_ = scratch_.take(4 * std::max(d, e));
     grad_key_ = scratch_.take(stretch * key_width_), grad_value_ = scratch_.take(stretch * value_width_);
+    cap_slope_ = scratch_.take(KEYS);
     column_bits_ = reinterpret_cast<uint32_t*>(scratch_.take(KEYS));
   }
 
@@ -57,7 +58,7 @@ class DotBackward {
  private:
   static int64_t floats(const Backward& call, int64_t stretch) {
     const int64_t d = padded(call.D), e = padded(call.E);
-    return 2 * BACK_ROWS * (d + e + KEYS) + KEYS * (2 * d + e + 1) + 4 * std::max(d, e) + stretch * (d + e) + 16 * 16;
+    return 2 * BACK_ROWS * (d + e + KEYS) + KEYS * (2 * d + e + 2) + 4 * std::max(d, e) + stretch * (d + e) + 16 * 16;
   }
 
   void pack_keys(int64_t key, int64_t count) {
@@ -93,8 +94,8 @@ class DotBackward {
   // Scores s become what the values are weighted with, and grad p becomes grad s.
   void slope(int64_t h, int64_t i, int64_t key, float delta, float* s, float* g, int64_t from, int64_t to) {
     const Span keys = keys_of_row(call_, n_, i);
-    if (call_.bias.data || call_.mask.dense.data || keys.first > key + from || keys.last < key + to)
-      apply_mask(call_, n_, h, i, key, keys, s, from, to);
+    if (has_extras(call_) || keys.first > key + from || keys.last < key + to)
+      finish_scores(call_, n_, h, i, key, keys, s, from, to, cap_slope_);
     const int64_t line = (n_ * call_.H + h) * call_.T + i;
     const vf shift = splat(call_.rows[2 * line]), inverse = splat(call_.rows[2 * line + 1]), sum = splat(delta);
     if (call_.dropout.rate > 0) {
@@ -105,19 +106,22 @@ class DotBackward {
         store(s + j, p * kept);
         store(g + j, p * (load(g + j) * kept - sum));
       }
-      return;
+    } else {
+      for (int64_t j = from; j < to; j += W) {
+        const vf p = exp(load(s + j) - shift) * inverse;
+        store(s + j, p);
+        store(g + j, p * (load(g + j) - sum));
+      }
     }
-    for (int64_t j = from; j < to; j += W) {
-      const vf p = exp(load(s + j) - shift) * inverse;
-      store(s + j, p);
-      store(g + j, p * (load(g + j) - sum));
-    }
+    if (call_.cap > 0)
+      for (int64_t j = from; j < to; j += W) store(g + j, load(g + j) * load(cap_slope_ + j));
   }
 
   const Backward& call_;
   int64_t key_width_, value_width_;
   Scratch scratch_;
   float *query_, *query_panels_, *grad_output_, *grad_output_panels_, *key_, *key_panels_, *value_, *weights_, *slopes_, *room_;
+  float* cap_slope_;  // of one row of scores, where there is a cap
   float *grad_key_, *grad_value_;
   uint32_t* column_bits_;
   Watch watch_;

@@ -97,12 +97,12 @@ class DotForward {
     float* s = weights_ + (call_.seen.received ? (block * rows_ + r) * KEYS : 0);
     product<false>(rows, to - from, 0, call_.D, call_.D, {query_ + r * call_.D, call_.D, 1}, key_ + from * call_.D, s + from,
                    KEYS);
-    const bool extra = call_.bias.data || call_.mask.dense.data;
+    const bool extra = has_extras(call_);
     for (int64_t i = 0; i < rows; i++) {
       float* row = s + i * KEYS;
       const Span keys = spans_[static_cast<size_t>(r + i)];
       if (extra || keys.first > key + from || keys.last < key + to)
-        apply_mask(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
+        finish_scores(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
       if (strongest_.k) strongest_.see(r + i, row, key, from, to);
       if (state_.spread) soften<true>(state_, r + i, row, from, to);
       else soften<false>(state_, r + i, row, from, to);

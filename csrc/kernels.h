@@ -37,6 +37,7 @@ struct Call {
   Mask mask;
   Dropout dropout;
   float scale = 1;         // of dot scores
+  float cap = 0;           // of dot scores: s becomes cap tanh(s / cap), before bias and mask; 0: it stays s
   const float* vector = nullptr;  // of additive scores: [D], or [H, D] with vector_head = D
   int64_t vector_head = 0;
   int32_t threads = 1;

@@ -20,15 +20,32 @@ struct RowState {
   }
 };
 
-// Scores [first, last) of row i take in the bias, and become -inf where the mask forbids. The row's keys
-// are s[0] = key `key`, ...; `last` is a multiple of W, beyond the keys if need be.
-inline void apply_mask(const Call& call, int64_t n, int64_t h, int64_t i, int64_t key, Span keys, float* s, int64_t first,
-                       int64_t last) {
+// Whether scores are not final as the product leaves them, even where a row may see every key.
+inline bool has_extras(const Call& call) { return call.cap > 0 || call.bias.data || call.mask.dense.data; }
+
+// Scores s become cap tanh(s / cap); `slope`, if wanted, takes the derivative 1 - tanh^2. Ends are multiples of W.
+inline void cap_scores(float cap, float* s, float* slope, int64_t first, int64_t last) {
+  for (int64_t j = first; j < last; j += W) {
+    const vf t = tanh(load(s + j) / cap);
+    store(s + j, t * cap);
+    if (slope) store(slope + j, 1.0f - t * t);
+  }
+}
+
+// The one place where scores [first, last) of row i become final: cap, then bias, then -inf where the mask forbids. The
+// row's keys are s[0] = key `key`, ...; ends are multiples of W, beyond the keys if need be. `slope`, if there is a cap
+// and it is wanted, takes the derivative of the capped score by the score, for the same places.
+inline void finish_scores(const Call& call, int64_t n, int64_t h, int64_t i, int64_t key, Span keys, float* s, int64_t first,
+                          int64_t last, float* slope = nullptr) {
   const int64_t from = std::clamp(keys.first - key, first, last), to = std::clamp(keys.last - key, from, last);
+  if (call.cap > 0) cap_scores(call.cap, s, slope, first, last);
   if (call.bias.data) {
     const Tensor& t = call.bias;
     const float* bias = static_cast<const float*>(t.data) + n * t.n + h * t.head + i * t.row + key * t.column;
-    for (int64_t j = from; j < to; j++) s[j] += bias[j * t.column];
+    if (t.column == 1)
+      for (int64_t j = from; j < to; j++) s[j] += bias[j];
+    else
+      for (int64_t j = from; j < to; j++) s[j] += bias[j * t.column];
   }
   if (call.mask.dense.data) {
     const Tensor& t = call.mask.dense;

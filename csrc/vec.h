@@ -145,6 +145,22 @@ LL_INLINE vf exp(vf x) { return exp2(x * LOG2E); }
 LL_INLINE float exp2_scalar(float x) { return exp2(splat(x))[0]; }
 LL_INLINE float exp_scalar(float x) { return exp(splat(x))[0]; }
 
+// tanh of any x, error at most 1.6e-7 relative: an odd polynomial of degree 13 up to 3/4, and beyond
+// 1 - 2 e / (1 + e) with e = e^-2|x|. NaN stays NaN.
+LL_INLINE vf tanh(vf x) {
+  const vf y = x * x;
+  vf p = splat(1.8949109769045823e-3f);
+  p = p * y + -7.915867710422233e-3f;
+  p = p * y + 2.1607787406271752e-2f;
+  p = p * y + -5.393460789944064e-2f;
+  p = p * y + 1.333317281380018e-1f;
+  p = p * y + -3.3333332082520895e-1f;
+  const vf near = x + x * (y * p);
+  const vf size = as_float(as_int(x) & 0x7fffffff), e = exp(-2.0f * size), far = 1.0f - 2.0f * e / (1.0f + e);
+  const vi small = size <= 0.75f, sign = as_int(x) & static_cast<int32_t>(0x80000000u);
+  return as_float((as_int(near) & small) | ((as_int(far) | sign) & ~small));
+}
+
 // --- storage types -------------------------------------------------------------------------------------------------
 
 LL_INLINE float from_bf16(uint16_t x) {

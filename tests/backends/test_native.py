@@ -88,10 +88,17 @@ def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot()):
         assert error <= limit, f"{place}: {error} against {allowed}"
 
 
-@given(case=cases())
+@given(case=cases(), cap=st.sampled_from((None, None, 0.7, 30.0)))
 @settings(max_examples=80, deadline=None)
-def test_dot_agrees_with_the_reference_in_float64(case):
-    _agree(*case)
+def test_dot_agrees_with_the_reference_in_float64(case, cap):
+    _agree(*case, make=lambda *_: dot(cap=cap))
+
+
+@pytest.mark.parametrize("cap", [1e-3, 1.0, 50.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_capped_scores_of_any_size(cap, scale):
+    query, key, value = _random(1, 1, 1, 37, 16), _random(2, 1, 1, 41, 16), _random(3, 1, 1, 41, 16)
+    _agree((query * scale, key, value), {"mask": causal()}, make=lambda *_: dot(cap=cap))
 
 
 @given(case=cases(additive=True), per_head=st.booleans())
@@ -221,7 +228,7 @@ def test_what_it_cannot_run_it_says(change, reason):
         attend(query, query, query, backend="native", **change)
 
 
-@pytest.mark.parametrize("score", [dot(), limelight.additive(torch.ones(20))])
+@pytest.mark.parametrize("score", [dot(), dot(cap=5.0), limelight.additive(torch.ones(20))])
 def test_nan_in_sight_comes_out_as_elsewhere(score):
     def run(backend):
         leaves = [_random(seed, 1, 2, 23, 20).float() for seed in (1, 2, 3)]

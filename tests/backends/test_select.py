@@ -25,6 +25,7 @@ def _why(**options):
     ("options", "reason"),
     [
         ({"score": limelight.additive(torch.zeros(11, dtype=torch.float64))}, "not a plain dot product"),
+        ({"score": limelight.dot(cap=50.0)}, "capped"),
         ({"dropout": 0.1}, "dropout"),
         ({"bias": torch.zeros(7)}, "bias"),
         ({"observe": ()}, "looked at"),

@@ -96,12 +96,28 @@ def test_gradients_reach_weights_through_other_layers(name):
     assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in twice)
 
 
+def test_a_cap_comes_before_the_bias():
+    # Scores 2 atanh(1/2) and 0 become 1 and 0 under a cap of 2; the bias of ln 3 is added to the second as it is.
+    query, key = torch.tensor([[[2 * math.atanh(0.5)]]]), torch.tensor([[[1.0], [0.0]]])
+    bias = torch.tensor([0.0, math.log(3)])
+    for backend in ("reference", "streaming"):
+        _, view = limelight.look(query, key, key, score=limelight.dot(1.0, cap=2.0), bias=bias, backend=backend)
+        weight = math.e / (math.e + 3)
+        torch.testing.assert_close(view.dense(), torch.tensor([[[weight, 1 - weight]]]))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: limelight.dot("1"), r"dot\(scale\): scale must be a finite number, or None.*'1'"),
         (lambda: limelight.dot(math.nan), r"scale must be a finite number"),
         (lambda: limelight.dot(True), r"scale must be a finite number"),
+        (
+            lambda: limelight.dot(cap=0.0),
+            r"dot\(cap\): cap must be a finite number above 0, or None.*it is 0.0",
+        ),
+        (lambda: limelight.dot(cap=-1.0), r"cap must be a finite number above 0"),
+        (lambda: limelight.dot(cap=math.inf), r"cap must be a finite number above 0"),
         (lambda: limelight.general(torch.zeros(3)), r"general\(weight\): weight must be a tensor \[D of query.*\[3\]"),
         (lambda: limelight.general(torch.zeros(3, 3), math.inf), r"general\(weight, scale\): scale must be"),
         (lambda: limelight.additive(torch.zeros(1, 2, 3)), r"additive\(vector\): vector must be a tensor \[A\]"),

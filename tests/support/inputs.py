@@ -68,6 +68,11 @@ def score_case(name: str, sizes: Sizes, seed: int = 1) -> ScoreCase:
         return ScoreCase((), lambda: limelight.dot(), lambda: lambda q, k, h, i, j: (k * q).sum(-1) * scale)
     if name == "plain dot":
         return ScoreCase((), lambda: limelight.dot(1.0), lambda: lambda q, k, h, i, j: (k * q).sum(-1))
+    if name == "capped dot":
+        c = 1.5
+        return ScoreCase(
+            (), lambda: limelight.dot(1.0, cap=c), lambda: lambda q, k, h, i, j: c * torch.tanh((k * q).sum(-1) / c)
+        )
     if name == "general":
         leaves = (_leaf(maker, D, D),)
         return ScoreCase(leaves, limelight.general, lambda w: lambda q, k, h, i, j: (k * (q @ w)).sum(-1))
@@ -102,7 +107,7 @@ def _tile(q: Tensor, k: Tensor, m: Tensor, c: Tensor, *, query_index: Tensor, ke
     return torch.sin((q * c) @ k.mT) + m * (query_index[:, None] - key_index) * 0.1
 
 
-SCORES = ("dot", "plain dot", "general", "additive", "additive per head", "concat", "tile")
+SCORES = ("dot", "plain dot", "capped dot", "general", "additive", "additive per head", "concat", "tile")
 
 
 def call(score: ScoreCase, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:

@@ -229,5 +229,5 @@ def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
         dense = _place(wide)
     sizes = (n, heads, groups, queries, keys, width, value_width, _TYPES[query.dtype], torch.get_num_threads())
     mask = (form.low, form.high, lengths, 0, 0, *dense)
-    numbers = (*sizes, 1.0 if scale is None else scale, call.dropout, call.seed)
+    numbers = (*sizes, 1.0 if scale is None else scale, call.score.soft_cap() or 0.0, call.dropout, call.seed)
     return (*numbers, *_place(query), *_place(key), *_place(value), *bias, *mask, *vector_place), alive

@@ -46,7 +46,11 @@ class Score(ABC):
 
     @abstractmethod
     def plain_scale(self, width: int) -> float | None:
-        """The number c if the tile is c q·k of the prepared query and key of that width; None if it is not."""
+        """The number c if the tile is c q·k of the prepared query and key of that width, before `soft_cap`; or None."""
+
+    def soft_cap(self) -> float | None:
+        """The number c if a tile that has a `plain_scale` is c tanh(s / c) of the product s; None if it is s itself."""
+        return None
 
     def tanh_vector(self) -> Tensor | None:
         """The vector v, [D] or [H, D], if the tile is v·tanh(q + k) of the prepared query and key; else None."""
