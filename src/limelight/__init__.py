@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from limelight import masks, scores
     from limelight.attend import Explanation, attend, explain, look
-    from limelight.masks import causal, dense, lengths, window
+    from limelight.masks import band, causal, dense, lengths, segments, window
     from limelight.scores import additive, concat, dot, general, tile_score
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
-    "limelight.masks": ("causal", "dense", "lengths", "window"),
+    "limelight.masks": ("band", "causal", "dense", "lengths", "segments", "window"),
     "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
@@ -47,6 +47,7 @@ __all__ = [
     "__version__",
     "additive",
     "attend",
+    "band",
     "causal",
     "concat",
     "dense",
@@ -58,6 +59,7 @@ __all__ = [
     "masks",
     "resume",
     "scores",
+    "segments",
     "tile_score",
     "top",
     "train",

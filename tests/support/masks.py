@@ -49,6 +49,18 @@ def dense_case(sizes: Sizes, allowed: Tensor) -> MaskCase:
     return MaskCase(limelight.dense(allowed), allowed.expand(sizes.full).clone())
 
 
+def band_case(sizes: Sizes, low: int | None, high: int | None) -> MaskCase:
+    least, most = -1000 if low is None else low, 1000 if high is None else high
+    return MaskCase(limelight.band(low, high), _pairs(sizes, lambda p: p[-2] + least <= p[-1] <= p[-2] + most))
+
+
+def segments_case(sizes: Sizes, query: Tensor, key: Tensor) -> MaskCase:
+    full = (query.expand(*sizes.lead, sizes.T), key.expand(*sizes.lead, sizes.S))
+    lead = len(sizes.lead)
+    rule = lambda p: int(full[0][(*p[:lead], p[-2])]) == int(full[1][(*p[:lead], p[-1])])  # noqa: E731
+    return MaskCase(limelight.segments(query, key), _pairs(sizes, rule))
+
+
 def combine(first: MaskCase, second: MaskCase, sign: str) -> MaskCase:
     if sign == "&":
         return MaskCase(first.mask & second.mask, first.truth & second.truth)
@@ -63,12 +75,19 @@ def mask_cases(draw: st.DrawFn, sizes: Sizes, depth: int = 2) -> MaskCase:
         if draw(st.booleans()):
             return MaskCase(~first.mask, ~first.truth)
         return combine(first, draw(mask_cases(sizes, depth - 1)), draw(st.sampled_from("&|")))
-    kind = draw(st.sampled_from(("causal", "window", "lengths", "dense")))
+    kind = draw(st.sampled_from(("causal", "window", "band", "lengths", "segments", "dense")))
     align = draw(st.sampled_from(("end", "start")))
     if kind == "causal":
         return causal_case(sizes, align)
     if kind == "window":
         return window_case(sizes, draw(st.integers(0, 4)), draw(st.integers(0, 4)), align)
+    if kind == "band":
+        return band_case(sizes, *(draw(st.none() | st.integers(-4, 6)) for _ in range(2)))
+    if kind == "segments":
+        maker = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        lead = sizes.lead if draw(st.booleans()) else (1,) * len(sizes.lead)
+        parts = [torch.randint(0, 3, (*lead, size), generator=maker) for size in (sizes.T, sizes.S)]
+        return segments_case(sizes, *(part.sort(-1).values for part in parts) if draw(st.booleans()) else parts)
     if kind == "lengths":
         shape = sizes.lead[: draw(st.integers(1, len(sizes.lead)))] if sizes.lead else (1,)
         if not sizes.lead:
