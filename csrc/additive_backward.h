@@ -10,15 +10,16 @@
 #include <memory>
 
 #include "additive_slope.h"
+#include "bias_gradient.h"
 #include "dropout.h"
 
 namespace limelight::LIMELIGHT_ISA::additive {
 
 class BackwardPass {
  public:
-  // `begin`: this part's first unit.
-  BackwardPass(const Backward& call, int64_t key_blocks, int64_t begin)
-      : call_(call), key_blocks_(key_blocks), begin_(begin), shared_(call.H / call.G), width_(padded(call.E)),
+  // `begin`: this part's first unit; `bias`: where it finds the bias's gradient.
+  BackwardPass(const Backward& call, int64_t key_blocks, int64_t begin, float* bias)
+      : call_(call), bias_(call, bias), key_blocks_(key_blocks), begin_(begin), shared_(call.H / call.G), width_(padded(call.E)),
         keep_(call.dropout.rate), scratch_(floats(call, begin % key_blocks != 0)),
         to_vector_(static_cast<size_t>(call.vector_head ? call.H * call.D : call.D), 0.0) {
     const int64_t rows = std::min(ROWS, call.T);
@@ -169,7 +170,12 @@ class BackwardPass {
   // Scores become weights, as they met the values, and slopes_ the scores' gradients; the values' gradients take their share.
   void weigh(int64_t row, int64_t rows, const float* delta) {
     grad_weights(row, rows);
-    for (int64_t r = 0; r < rows; r++) soften(row + r, spans_[r], delta[r], weights_ + r * KEYS, slopes_ + r * KEYS);
+    if (bias_) bias_.begin(n_, h_, row, rows, key_);
+    for (int64_t r = 0; r < rows; r++) {
+      soften(row + r, spans_[r], delta[r], weights_ + r * KEYS, slopes_ + r * KEYS);
+      if (bias_) bias_.add(row + r, slopes_ + r * KEYS, 0, count_);
+    }
+    if (bias_) bias_.end();
     pack_panels(call_.grad_output, call_.type, n_, h_, row, rows, call_.E, grad_output_panels_, room_, watch_);
     product<true>(count_, call_.E, 0, rows, rows, {weights_, 1, KEYS}, grad_output_panels_, grad_value_, width_);
   }
@@ -223,6 +229,7 @@ class BackwardPass {
   }
 
   const Backward& call_;
+  BiasGradient bias_;
   const int64_t key_blocks_, begin_, shared_, width_;
   const DropoutRule keep_;
   Scratch scratch_;
@@ -239,11 +246,11 @@ class BackwardPass {
   int64_t n_ = 0, g_ = 0, h_ = 0, key_ = 0, count_ = 0, vector_of_ = -1;
 };
 
-// Cost of each block of keys of each key head: the queries that may see it.
-inline std::vector<int64_t> backward_costs(const Backward& call, int64_t key_blocks) {
+// Cost of each block of keys of key heads [first, last): the queries that may see it.
+inline std::vector<int64_t> backward_costs(const Backward& call, int64_t key_blocks, int64_t first_plane, int64_t last_plane) {
   std::vector<int64_t> costs;
-  costs.reserve(static_cast<size_t>(call.N * call.G * key_blocks));
-  for (int64_t plane = 0; plane < call.N * call.G; plane++)
+  costs.reserve(static_cast<size_t>((last_plane - first_plane) * key_blocks));
+  for (int64_t plane = first_plane; plane < last_plane; plane++)
     for (int64_t block = 0; block < key_blocks; block++) {
       const int64_t key = block * KEYS, last = std::min(call.S, key + KEYS);
       const Span rows = rows_of_keys(call, plane / call.G, key, last);
@@ -256,22 +263,21 @@ inline std::vector<int64_t> backward_costs(const Backward& call, int64_t key_blo
 
 namespace limelight::LIMELIGHT_ISA {
 
-inline bool additive_backward(const Backward& call) {
+// Key heads [first_plane, last_plane), shared out to `parts`. `bias(part)`: where a part finds the bias's gradient.
+template <class F>
+bool additive_backward_planes(const Backward& call, int64_t first_plane, int64_t last_plane, int parts, F bias,
+                              std::vector<double>& to_vector) {
   using additive::BackwardPass;
   const int64_t key_blocks = std::max<int64_t>(1, (call.S + additive::KEYS - 1) / additive::KEYS);
-  const int64_t units = call.N * call.G * key_blocks;
-  if (units == 0) return true;
-  const double pairs = static_cast<double>(call.N) * call.H * call.T * call.S;
-  const int parts = additive::parts_for(call, units, pairs * (0.3 * call.D + 0.06 * call.E));
-  const std::vector<int64_t> ends = balanced(additive::backward_costs(call, key_blocks), parts);
+  std::vector<int64_t> ends = balanced(additive::backward_costs(call, key_blocks, first_plane, last_plane), parts);
+  for (int64_t& end : ends) end += first_plane * key_blocks;
   std::vector<std::unique_ptr<BackwardPass>> passes(static_cast<size_t>(parts));
   in_parallel(parts, [&](int part) {
     const int64_t begin = ends[static_cast<size_t>(part)], end = ends[static_cast<size_t>(part) + 1];
     if (begin == end) return;
-    passes[static_cast<size_t>(part)] = std::make_unique<BackwardPass>(call, key_blocks, begin);
+    passes[static_cast<size_t>(part)] = std::make_unique<BackwardPass>(call, key_blocks, begin, bias(part));
     for (int64_t unit = begin; unit < end; unit++) passes[static_cast<size_t>(part)]->run(unit);
   });
-  std::vector<double> to_vector(static_cast<size_t>(call.vector_head ? call.H * call.D : call.D), 0.0);
   bool clean = true;
   BackwardPass* owner = nullptr;  // of the key head that is still open
   for (int part = 0; part < parts; part++) {
@@ -287,6 +293,22 @@ inline bool additive_backward(const Backward& call) {
     if (begin % key_blocks == 0 || end > plane_end) owner = pass;
   }
   for (const auto& pass : passes) clean = clean && (!pass || pass->clean());
+  return clean;
+}
+
+inline bool additive_backward(const Backward& call) {
+  const int64_t key_blocks = std::max<int64_t>(1, (call.S + additive::KEYS - 1) / additive::KEYS), planes = call.N * call.G;
+  if (planes == 0) return true;
+  const double cost = static_cast<double>(call.N) * call.H * call.T * call.S * (0.3 * call.D + 0.06 * call.E);
+  const int most = additive::parts_for(call, planes * key_blocks, cost);
+  BiasPlan bias(call, most);
+  const int64_t each = planes / bias.rounds;
+  const int parts = std::min(most, additive::parts_for(call, each * key_blocks, cost / bias.rounds));
+  std::vector<double> to_vector(static_cast<size_t>(call.vector_head ? call.H * call.D : call.D), 0.0);
+  bool clean = true;
+  for (int64_t plane = 0; plane < planes; plane += each)
+    clean &= additive_backward_planes(call, plane, plane + each, parts, [&](int part) { return bias.origin(part); }, to_vector);
+  bias.finish();
   for (size_t d = 0; d < to_vector.size(); d++) call.grad_vector[d] += static_cast<float>(to_vector[d]);
   return clean;
 }

@@ -151,7 +151,7 @@ class ForwardPass {
     std::fill(s + count, s + count + W, -INF);
     vf high = splat(-INF);
     for (int64_t j = 0; j < count; j += W) high = larger(load(s + j), high);
-    const float m = largest_of(high);
+    const float sink = sink_of(call_, n_, h_), m = std::max(largest_of(high), sink);
     if (call_.seen.top) find_strongest(row, s, keys, m);
     vf total{}, spread{};
     for (int64_t j = 0; j < count; j += W) {
@@ -160,12 +160,13 @@ class ForwardPass {
       spread += p * x;
       store(s + j, p);
     }
-    const float sum = sum_of(total), inverse = sum == 0 ? 0.0f : 1 / sum;
+    const float of_keys = sum_of(total), sum = of_keys + (sink == -INF ? 0.0f : exp_scalar(sink - m));
+    const float inverse = sum == 0 ? 0.0f : 1 / sum;
     watch_.see(sum);
     if (call_.lse) call_.lse[row] = sum == 0 ? -INF : m + std::log(sum);
     if (call_.rows) call_.rows[2 * row] = sum == 0 ? 0.0f : m, call_.rows[2 * row + 1] = inverse;
     if (call_.seen.entropy)
-      call_.seen.entropy[row] = sum == 0 ? 0.0f : std::max(0.0f, std::log(sum) - LN2 * sum_of(spread) * inverse);
+      call_.seen.entropy[row] = of_keys == 0 ? 0.0f : std::max(0.0f, (of_keys * std::log(sum) - LN2 * sum_of(spread)) * inverse);
     if (call_.seen.top)
       for (int32_t k = 0; k < call_.seen.top; k++) call_.seen.top_weight[row * call_.seen.top + k] *= inverse;
     finish_weights(row, s, keys, inverse, received);

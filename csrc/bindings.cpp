@@ -54,6 +54,8 @@ void read(Numbers& from, Call& call) {
   call.mask.dense = from.tensor();
   call.vector = from.pointer<float>();
   call.vector_head = from.whole();
+  call.sink = from.pointer<float>();
+  call.sink_n = from.whole(), call.sink_head = from.whole();
 }
 
 Forward forward_of(nb::tuple numbers) {
@@ -80,6 +82,8 @@ Backward backward_of(nb::tuple numbers) {
   call.output = from.tensor(), call.grad_output = from.tensor();
   call.lse = from.pointer<float>(), call.rows = from.pointer<float>(), call.grad_lse = from.pointer<float>();
   call.grad_query = from.tensor(), call.grad_key = from.tensor(), call.grad_value = from.tensor();
+  call.grad_bias = from.tensor();
+  call.bias_size = from.whole(), call.bias_origin = from.whole();
   call.grad_vector = from.pointer<float>();
   from.end();
   return call;

@@ -7,16 +7,19 @@
 // share a head, each has a sum of its own for the queries' gradients, and these are added in order.
 #pragma once
 
+#include "bias_gradient.h"
 #include "dot_forward.h"
 
 namespace limelight::LIMELIGHT_ISA {
 
 constexpr int64_t BACK_ROWS = 8 * MR;  // queries of a block
+static_assert(BACK_ROWS + KEYS <= BiasGradient::most);
 
 class DotBackward {
  public:
-  explicit DotBackward(const Backward& call, int64_t stretch)
-      : call_(call), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
+  // `bias`: where this part finds the bias's gradient.
+  DotBackward(const Backward& call, int64_t stretch, float* bias)
+      : call_(call), bias_(call, bias), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
     const int64_t d = call.D, e = call.E;
     query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
     grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);
@@ -83,7 +86,13 @@ class DotBackward {
     pack_panels(call_.grad_output, call_.type, n_, h, row, rows, e, grad_output_panels_, room_, watch_);
     product<false>(rows, to - from, 0, d, d, {query_, d, 1}, key_ + from * d, weights_ + from, KEYS);
     product<false>(rows, to - from, 0, e, e, {grad_output_, e, 1}, value_ + from * e, slopes_ + from, KEYS);
-    for (int64_t i = 0; i < rows; i++) slope(h, row + i, key, delta[row + i], weights_ + i * KEYS, slopes_ + i * KEYS, from, to);
+    if (bias_) bias_.begin(n_, h, row, rows, key);
+    for (int64_t i = 0; i < rows; i++) {
+      slope(h, row + i, key, delta[row + i], weights_ + i * KEYS, slopes_ + i * KEYS, from, to);
+      if (bias_) bias_.add(row + i, slopes_ + i * KEYS, from, std::min(to, count));
+      if (call_.cap > 0) scale_by_cap(slopes_ + i * KEYS, from, to);
+    }
+    if (bias_) bias_.end();
     product<true>(inner, e, 0, rows, rows, {weights_ + from, 1, KEYS}, grad_output_panels_,
                   grad_value_ + (place + from) * value_width_, value_width_);
     product<true>(rows, d, from, inner, count, {slopes_, KEYS, 1}, key_panels_, grad_query + row * key_width_, key_width_);
@@ -113,11 +122,15 @@ class DotBackward {
         store(g + j, p * (load(g + j) - sum));
       }
     }
-    if (call_.cap > 0)
-      for (int64_t j = from; j < to; j += W) store(g + j, load(g + j) * load(cap_slope_ + j));
+  }
+
+  // The gradients of capped scores become those of the products.
+  void scale_by_cap(float* g, int64_t from, int64_t to) const {
+    for (int64_t j = from; j < to; j += W) store(g + j, load(g + j) * load(cap_slope_ + j));
   }
 
   const Backward& call_;
+  BiasGradient bias_;
   int64_t key_width_, value_width_;
   Scratch scratch_;
   float *query_, *query_panels_, *grad_output_, *grad_output_panels_, *key_, *key_panels_, *value_, *weights_, *slopes_, *room_;
@@ -144,10 +157,10 @@ inline void row_sums(const Backward& call, int64_t n, int64_t h, float* delta, f
   }
 }
 
-inline bool dot_backward(const Backward& call) {
-  const int64_t heads = call.N * call.G, shared = call.H / call.G, width = padded(call.D);
-  const int64_t work = call.N * call.H * call.T * call.S * (3 * call.D + 2 * call.E);
-  const int parts = static_cast<int>(std::min<int64_t>(call.threads, 1 + work / 200000));
+// Key heads [begin, begin + heads), shared out to `parts`. `bias(part)`: where a part finds the bias's gradient.
+template <class F>
+bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int parts, F bias) {
+  const int64_t shared = call.H / call.G, width = padded(call.D);
   // Stretches per key head: one, or enough for all threads.
   const int64_t blocks = (call.S + KEYS - 1) / KEYS, cuts = std::clamp<int64_t>((parts + heads - 1) / heads, 1, blocks);
   const int64_t stretch = (blocks + cuts - 1) / cuts * KEYS, units = heads * cuts, sums = shared * call.T * width;
@@ -164,11 +177,11 @@ inline bool dot_backward(const Backward& call) {
   const std::vector<int64_t> ends = balanced(std::vector<int64_t>(static_cast<size_t>(units), 1), parts);
   in_parallel(parts, [&](int part) {
     if (ends[static_cast<size_t>(part)] == ends[static_cast<size_t>(part) + 1]) return;
-    DotBackward pass(call, std::min(stretch, blocks * KEYS));
+    DotBackward pass(call, std::min(stretch, blocks * KEYS), bias(part));
     std::vector<float> own(split ? 0 : static_cast<size_t>(sums)), delta(static_cast<size_t>(shared * call.T));
     std::vector<float> room(static_cast<size_t>(2 * call.E));
     for (int64_t unit = ends[static_cast<size_t>(part)]; unit < ends[static_cast<size_t>(part) + 1]; unit++) {
-      const int64_t head = unit / cuts, n = head / call.G, g = head % call.G, first = unit % cuts * stretch;
+      const int64_t head = begin + unit / cuts, n = head / call.G, g = head % call.G, first = unit % cuts * stretch;
       for (int64_t i = 0; i < shared; i++) row_sums(call, n, g * shared + i, delta.data() + i * call.T, room.data());
       float* grad_query = split ? partial.data() + unit * sums : own.data();
       if (!split) std::fill(own.begin(), own.end(), 0.0f);
@@ -183,10 +196,22 @@ inline bool dot_backward(const Backward& call) {
         float* total = partial.data() + head * cuts * sums;
         for (int64_t cut = 1; cut < cuts; cut++)
           for (int64_t x = 0; x < sums; x++) total[x] += total[cut * sums + x];
-        write(head, total);
+        write(begin + head, total);
       }
     });
   return std::all_of(clean.begin(), clean.end(), [](char one) { return one; });
+}
+
+inline bool dot_backward(const Backward& call) {
+  const int64_t work = call.N * call.H * call.T * call.S * (3 * call.D + 2 * call.E);
+  BiasPlan bias(call, static_cast<int>(std::min<int64_t>(call.threads, 1 + work / 200000)));
+  const int64_t heads = call.N * call.G / bias.rounds;
+  const int parts = static_cast<int>(std::min<int64_t>(call.threads, 1 + work / bias.rounds / 200000));
+  bool clean = true;
+  for (int64_t round = 0; round < bias.rounds; round++)
+    clean &= dot_backward_heads(call, round * heads, heads, parts, [&](int part) { return bias.origin(part); });
+  bias.finish();
+  return clean;
 }
 
 }  // namespace limelight::LIMELIGHT_ISA

@@ -125,23 +125,22 @@ class DotForward {
   }
 
   void finish() {
+    const float sink = sink_of(call_, n_, h_);
     for (int64_t r = 0; r < count_; r++) {
-      const float total = sum_of(load(state_.total + r * W)), inverse = total == 0 ? 0.0f : 1 / total;
+      const float m = state_.largest[r], spread = state_.spread ? sum_of(load(state_.spread + r * W)) : 0.0f;
+      const RowEnd end = end_of_row(m, sum_of(load(state_.total + r * W)), spread, sink);
       const int64_t row = (n_ * call_.H + h_) * call_.T + first_ + r;
       Tensor output = call_.output;
-      write_row(row_at(output, call_.type, n_, h_, first_ + r), call_.type, output.column, call_.E, sum_ + r * width_, inverse);
-      const float m = state_.largest[r];
-      if (call_.lse) call_.lse[row] = total == 0 ? -INF : m + std::log(total);
-      if (call_.rows) call_.rows[2 * row] = total == 0 ? 0.0f : m, call_.rows[2 * row + 1] = inverse;
-      if (state_.spread)
-        call_.seen.entropy[row] =
-            total == 0 ? 0.0f : std::max(0.0f, std::log(total) - sum_of(load(state_.spread + r * W)) * inverse);
+      write_row(row_at(output, call_.type, n_, h_, first_ + r), call_.type, output.column, call_.E, sum_ + r * width_, end.by);
+      if (call_.lse) call_.lse[row] = end.lse;
+      if (call_.rows) call_.rows[2 * row] = end.m, call_.rows[2 * row + 1] = end.inverse;
+      if (state_.spread) call_.seen.entropy[row] = end.entropy;
       for (int32_t k = 0; k < strongest_.k; k++) {
         const float score = strongest_.score[r * strongest_.k + k];
         call_.seen.top_index[row * strongest_.k + k] = strongest_.index[r * strongest_.k + k];
-        call_.seen.top_weight[row * strongest_.k + k] = score == -INF ? 0.0f : exp_scalar(score - m) * inverse;
+        call_.seen.top_weight[row * strongest_.k + k] = score == -INF ? 0.0f : exp_scalar(score - m) * end.by;
       }
-      state_.change[r] = inverse;
+      state_.change[r] = end.by;
     }
   }
 

@@ -40,6 +40,8 @@ struct Call {
   float cap = 0;           // of dot scores: s becomes cap tanh(s / cap), before bias and mask; 0: it stays s
   const float* vector = nullptr;  // of additive scores: [D], or [H, D] with vector_head = D
   int64_t vector_head = 0;
+  const float* sink = nullptr;  // [N, H] with these strides: one more logit of each row, which gives no value
+  int64_t sink_n = 0, sink_head = 0;
   int32_t threads = 1;
 };
 
@@ -65,6 +67,10 @@ struct Backward : Call {
   const float *lse = nullptr, *rows = nullptr;  // as the forward pass left them
   const float* grad_lse = nullptr;  // [N, H, T] or null
   Tensor grad_query, grad_key, grad_value;
+  // fp32, set to 0 by the caller, or null: strides 0 where the bias is broadcast; a row stride of -1: a number per distance
+  // j - i. It lies in `bias_size` floats, pair (0, 0) of batch entry 0 and head 0 at `bias_origin`.
+  Tensor grad_bias;
+  int64_t bias_size = 0, bias_origin = 0;
   float* grad_vector = nullptr;     // additive: as `vector`, set to 0 by the caller
 };
 

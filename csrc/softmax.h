@@ -89,6 +89,33 @@ LL_INLINE void soften(RowState& state, int64_t r, float* s, int64_t first, int64
   state.change[r] = change;
 }
 
+// The sink of a head: -inf for none.
+inline float sink_of(const Call& call, int64_t n, int64_t h) {
+  return call.sink ? call.sink[n * call.sink_n + h * call.sink_head] : -INF;
+}
+
+// What a row comes to once all its keys were met and its sink joins them.
+struct RowEnd {
+  float m = 0, inverse = 0;  // the largest score and 1 / sum e^(s - m), both with the sink; 0 and 0 of an empty row
+  float by = 0;              // what e^(s - m of the keys alone) is to be multiplied by to become a weight
+  float lse = -INF;
+  float entropy = 0;  // of the keys' weights; it needs `spread`
+};
+
+// m, total = sum e^(s - m) and spread = sum e^(s - m) (s - m) of the keys.
+inline RowEnd end_of_row(float m, float total, float spread, float sink) {
+  RowEnd end;
+  if (total == 0) {
+    if (sink != -INF) end.m = end.lse = sink, end.inverse = 1;
+    return end;
+  }
+  const float top = std::max(m, sink), fall = m - top, change = sink == -INF ? 1.0f : exp_scalar(fall);
+  const float sum = sink == -INF ? total : total * change + exp_scalar(sink - top), log_sum = std::log(sum);
+  end.m = top, end.inverse = 1 / sum, end.by = change * end.inverse, end.lse = top + log_sum;
+  end.entropy = std::max(0.0f, end.by * (total * (log_sum - fall) - spread));
+  return end;
+}
+
 // The strongest links of a row so far: scores and keys, strongest first, of equal ones the lower key first.
 struct Strongest {
   int32_t k = 0;

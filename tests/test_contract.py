@@ -61,6 +61,11 @@ def test_inputs_that_do_not_fit(query, key, value, message):
         ({"bias": torch.zeros(5, 6)}, r"bias: its shape must broadcast to .* = \[2, 6, 5, 7\]; it is \[5, 6\]"),
         ({"bias": torch.zeros(1, 1, 1, 1, 1)}, r"bias: its shape must broadcast"),
         ({"bias": torch.zeros(7, device="meta")}, r"bias must be on the device of query"),
+        ({"sink": torch.zeros(6).bool()}, r"sink must be a float tensor.*torch.bool.*torch.zeros\(H\)"),
+        ({"sink": 0.0}, r"sink must be a float tensor.*float"),
+        ({"sink": torch.zeros(5)}, r"sink: its shape must broadcast to \[..., H\] = \[2, 6\]; it is \[5\]"),
+        ({"sink": torch.zeros(1, 1, 6)}, r"sink: its shape must broadcast"),
+        ({"sink": torch.zeros(6, device="meta")}, r"sink must be on the device of query"),
         ({"score": limelight.dot(), "key": torch.zeros(2, 3, 7, 10)}, r"dot: query and key.*query has 11 and key 10"),
     ],
 )

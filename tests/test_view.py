@@ -24,12 +24,15 @@ def test_everything_a_view_says_agrees_with_the_oracle(data):
     sizes = Sizes(lead=data.draw(st.sampled_from(((), (2,), (2, 2)))), H=2, G=1, T=3, S=7, D=3, E=2)
     score = score_case(data.draw(st.sampled_from(SCORES)), sizes)
     mask = data.draw(st.none() | mask_cases(sizes))
-    expected = answer(*tensors(sizes), score.oracle(*score.leaves), None if mask is None else mask.truth)
+    sink = data.draw(st.none() | st.just(torch.tensor([0.5, -1.0], dtype=torch.float64)))
+    truth = None if mask is None else mask.truth
+    expected = answer(*tensors(sizes), score.oracle(*score.leaves), truth, sink=sink)
     weights, terms = expected.weights.detach(), sizes.terms
     backend = data.draw(st.sampled_from(("reference", "streaming")))
     with torch.set_grad_enabled(data.draw(st.booleans())), blocks_of(data.draw(st.sampled_from(BUDGETS))):
         made = score.make(*score.leaves)
-        _, view = limelight.look(*tensors(sizes), score=made, mask=None if mask is None else mask.mask, backend=backend)
+        rule = None if mask is None else mask.mask
+        _, view = limelight.look(*tensors(sizes), score=made, mask=rule, sink=sink, backend=backend)
         assert_near(view.lse, expected.lse, torch.float64, terms)
         assert_near(view.dense(), weights, torch.float64, terms)
         assert_near(view.received(), weights.sum(-2), torch.float64, terms)

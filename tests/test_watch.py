@@ -122,12 +122,11 @@ def test_dropout_is_left_to_torch_bit_for_bit():
     same(seen["0"][0].dense(), model[0].weights(x).detach())
 
 
-def test_float64_and_an_added_mask_with_a_gradient_are_left_to_torch():
-    assert_bits(layers().double(), torch.randn(2, 7, 22, dtype=torch.float64), True)
-    bias = nn.Parameter(torch.randn(7, 7))
-    model = layers(attn_mask=bias)
+def test_float64_is_left_to_torch():
+    bias = nn.Parameter(torch.randn(7, 7, dtype=torch.float64))
+    model = layers(attn_mask=bias).double()
     model.register_parameter("bias", bias)
-    seen = assert_bits(model, torch.randn(2, 7, 22), True)
+    seen = assert_bits(model, torch.randn(2, 7, 22, dtype=torch.float64), True)
     assert not seen["0"][0].dense().requires_grad
 
 
@@ -147,7 +146,9 @@ def graph(node):
 
 @native
 def test_the_native_kernel_gives_torchs_gradients():
-    model, x = layers(is_causal=True), torch.randn(2, 37, 22)
+    bias = nn.Parameter(torch.randn(37, 37))
+    model, x = layers(attn_mask=bias), torch.randn(2, 37, 22)
+    model.register_parameter("bias", bias)
     grads = []
     for block in (False, True):
         model.zero_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from limelight import listening
 from limelight.backends.protocol import Call
 from limelight.backends.select import BACKENDS, choose
-from limelight.contract import check_bias, check_dropout, check_inputs
+from limelight.contract import check_bias, check_dropout, check_inputs, check_sink
 from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.block import fold_lead
@@ -30,6 +30,7 @@ def attend(
     score: Score | None = None,
     mask: Mask | None = None,
     bias: Tensor | None = None,
+    sink: Tensor | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
@@ -47,6 +48,10 @@ def attend(
         score: how a query meets a key, from `limelight.scores`; None: `dot()`, q·k / sqrt(D).
         mask: who may attend to whom, from `limelight.masks`; None: everyone to everyone.
         bias: added to the scores, float, broadcasts to [..., H, T, S]; gradients flow to it. -inf forbids.
+        sink: one more logit for each row, float, [H] or what broadcasts to [..., H]: it takes its share of the softmax
+            and gives no value, so a row's weights sum to less than 1; gradients flow to it. gpt-oss (2025, arXiv
+            2508.10925, section 2.2); a sink of 0 is the "softmax plus one" of Miller (2023, Attention Is Off By One).
+            The lse counts it. A row without keys gives output 0, and its lse is the sink. -inf: no sink.
         dropout: probability in [0, 1) with which a weight is dropped; the others are divided by 1 - dropout.
         seed: integer in [0, 2^63) for dropout; None: drawn from torch's default generator, so `torch.manual_seed` fixes
             it. The same seed drops the same weights, in every backend.
@@ -60,9 +65,10 @@ def attend(
     """
     heard = listening.listener()
     if heard is not None:
-        options = {"score": score, "mask": mask, "bias": bias, "dropout": dropout, "seed": seed, "backend": backend}
+        options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
+        options |= {"dropout": dropout, "seed": seed, "backend": backend}
         return heard.attend(query, key, value, options)
-    call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=False)
+    call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=False)
     output = choose(call, backend).run(call).output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
 
@@ -75,6 +81,7 @@ def look(
     score: Score | None = None,
     mask: Mask | None = None,
     bias: Tensor | None = None,
+    sink: Tensor | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
@@ -94,9 +101,10 @@ def look(
     observe = check_observations(observe)
     heard = listening.listener()
     if heard is not None:
-        options = {"score": score, "mask": mask, "bias": bias, "dropout": dropout, "seed": seed, "backend": backend}
+        options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
+        options |= {"dropout": dropout, "seed": seed, "backend": backend}
         return heard.look(query, key, value, options, observe)
-    call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=True)
+    call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=True)
     call.gather = gather_of(observe, key.shape[-2])
     result = choose(call, backend).run(call)
     assert result.lse is not None
@@ -131,6 +139,7 @@ def explain(
     score: Score | None = None,
     mask: Mask | None = None,
     bias: Tensor | None = None,
+    sink: Tensor | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
@@ -146,7 +155,7 @@ def explain(
     """
     if observe is not None:
         check_observations(observe)
-    call = _checked(query, key, value, score, mask, bias, dropout, seed, wants_lse=observe is not None)
+    call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=observe is not None)
     return Explanation(choose(call, backend).name, {one.name: one.refusal(call) for one in BACKENDS})
 
 
@@ -159,9 +168,10 @@ def can_run(
     score: Score | None = None,
     mask: Mask | None = None,
     bias: Tensor | None = None,
+    sink: Tensor | None = None,
 ) -> bool:
     """Whether the backend of that name can run this call of `look`."""
-    call = _checked(query, key, value, score, mask, bias, 0.0, None, wants_lse=True)
+    call = _checked(query, key, value, score, mask, bias, sink, 0.0, None, wants_lse=True)
     return any(one.name == backend and one.refusal(call) is None for one in BACKENDS)
 
 
@@ -172,6 +182,7 @@ def _checked(
     score: Score | None,
     mask: Mask | None,
     bias: Tensor | None,
+    sink: Tensor | None,
     dropout: float,
     seed: int | None,
     *,
@@ -191,6 +202,9 @@ def _checked(
         full = (*query.shape[:-1], key.shape[-2])
         check_bias(bias, query, full)
         bias = fold_lead(bias, lead, 3)
+    if sink is not None:
+        check_sink(sink, query)
+        sink = fold_lead(sink, lead, 1)
     query, key = score.prepare(query, key)
     if len(lead) != 1:
         size = math.prod(lead)
@@ -198,7 +212,7 @@ def _checked(
     if dropout:
         check_dropout(dropout)
         seed = _seed(seed)
-    call = Call(query, key, value, score, mask, bias, dropout, seed or 0, lead, wants_lse)
+    call = Call(query, key, value, score, mask, bias, dropout, seed or 0, lead, wants_lse, sink=sink)
     if mask is not None:
         _check_mask(mask, call.whole())
     return call

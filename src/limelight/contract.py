@@ -143,3 +143,25 @@ def check_bias(bias: Tensor, query: Tensor, full: Sequence[int]) -> None:
             f"bias must be on the device of query, {query.device}; it is on {bias.device}. Use bias.to(query.device)."
         )
     require_broadcast("bias", bias, full)
+
+
+def check_sink(sink: Tensor, query: Tensor) -> None:
+    """Raise ArgumentError unless sink is a float tensor on the query's device that broadcasts to [..., H]."""
+    if not isinstance(sink, Tensor) or sink.dtype not in float_dtypes:
+        kind = sink.dtype if isinstance(sink, Tensor) else type(sink).__name__
+        raise ArgumentError(
+            f"sink must be a float tensor with one logit per head, [H]; it is {kind}. "
+            f"For softmax plus one use torch.zeros(H)."
+        )
+    if sink.device != query.device:
+        raise ArgumentError(
+            f"sink must be on the device of query, {query.device}; it is on {sink.device}. Use sink.to(query.device)."
+        )
+    full = query.shape[:-2]
+    if len(sink.shape) > len(full) or any(
+        have not in (1, want) for have, want in zip(reversed(sink.shape), reversed(full), strict=False)
+    ):
+        raise ArgumentError(
+            f"sink: its shape must broadcast to [..., H] = {list(full)}; it is {list(sink.shape)}. "
+            f"Give one number per head, [H]."
+        )

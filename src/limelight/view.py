@@ -70,7 +70,8 @@ def gather_of(observe: Sequence[Observation], keys: int) -> Gather:
 class AttentionView:
     """The attention matrix [..., H, T, S] of one call of `look`, without the matrix.
 
-    weights[..., h, i, j] = exp(score(q_i, k_j) + bias - lse_i), 0 where the mask forbids: those before dropout. It
+    weights[..., h, i, j] = exp(score(q_i, k_j) + bias - lse_i), 0 where the mask forbids: those before dropout. With a
+    sink, which is no key and has no column, the weights of a row sum to less than 1. The view
     keeps query and key (as the score prepared them), mask, bias and lse, one number per row; where the whole matrix was
     one small block, the weights as well. Everything is computed block by block when asked for, exactly.
 
@@ -81,8 +82,8 @@ class AttentionView:
     """
 
     def __init__(self, call: Call, lse: Tensor, weights: Tensor | None = None) -> None:
-        # The value takes no part in the weights; the view must not keep it alive.
-        self._call = replace(call, value=call.value.new_empty(0))
+        # The value takes no part in the weights, the sink none but in the lse; the view must not keep them alive.
+        self._call = replace(call, value=call.value.new_empty(0), sink=None)
         self._lse = lse
         self._weights = weights
         self._gathered: dict[str, Tensor | Links] = {}
@@ -100,7 +101,10 @@ class AttentionView:
 
     @property
     def lse(self) -> Tensor:
-        """The log Σ_j exp(score) of each row, [..., H, T]; -inf for a row that may attend to nothing."""
+        """The log Σ_j exp(score) of each row, [..., H, T]; -inf for a row that may attend to nothing.
+
+        A sink is one of the terms, so that of a row without keys is the sink.
+        """
         return self._open(self._lse)
 
     def __len__(self) -> int:
@@ -159,7 +163,10 @@ class AttentionView:
 
     @torch.no_grad()
     def entropy(self) -> Tensor:
-        """-Σ_j w_j log w_j of each query in nats, [..., H, T]; 0 for a row that may attend to nothing."""
+        """-Σ_j w_j log w_j over the keys, in nats, of each query, [..., H, T]; 0 for a row that may attend to nothing.
+
+        Of the weights as they are: with a sink they sum to less than 1, and the sink's own share is not counted.
+        """
         have = self._gathered.get("entropy")
         return have if isinstance(have, Tensor) else self._open(lookup.entropy(self._call, self._lse))
 

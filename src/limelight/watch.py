@@ -58,9 +58,9 @@ def watch(
     calls of one module are in order. Blocks nest, of one model or several: each sees its own. Blocks of different
     threads do not meet.
 
-    The model computes what it would compute: where our native kernel can run the call (CPU, no dropout, no autocast, no
-    gradient to an added mask) it gives output and observations in one pass, equal to torch's within rounding.
-    Everywhere else torch computes the output, bit for bit, and the view is made beside it. Nothing kept has a graph.
+    The model computes what it would compute: where our native kernel can run the call (CPU, no dropout, no autocast) it
+    gives output and observations in one pass, equal to torch's within rounding. Everywhere else torch computes the
+    output, bit for bit, and the view is made beside it. Nothing kept has a graph.
 
     Arguments:
         model: any module that is not compiled.

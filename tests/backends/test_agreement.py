@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,14 +20,17 @@ BACKENDS = ("reference", "streaming")
 BUDGETS = (1, 40, 300, 5000, 1 << 21)
 
 
-def _compare(sizes, score, mask, backend, budget, bias=None, dtype=torch.float64):
+def _compare(sizes, score, mask, backend, budget, bias=None, dtype=torch.float64, sink=None):
     exact = [leaf.detach().to(dtype).double().requires_grad_() for leaf in tensors(sizes)]
     leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in exact]
     weights64 = [leaf.detach().to(dtype).double().requires_grad_() for leaf in score.leaves]
     ours = [leaf.detach().to(dtype).requires_grad_() for leaf in weights64]
-    extra64 = [] if bias is None else [bias.detach().to(dtype).double().requires_grad_()]
-    extra = [leaf.detach().to(dtype).requires_grad_() for leaf in extra64]
-    expected = answer(*exact, score.oracle(*weights64), None if mask is None else mask.truth, *extra64)
+    given = {"bias": bias, "sink": sink}
+    given = {name: one.detach().to(dtype).double().requires_grad_() for name, one in given.items() if one is not None}
+    extra64 = list(given.values())
+    narrow = {name: one.detach().to(dtype).requires_grad_() for name, one in given.items()}
+    extra = list(narrow.values())
+    expected = answer(*exact, score.oracle(*weights64), None if mask is None else mask.truth, **given)
     to_output = torch.randn(expected.output.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     to_output = to_output.to(dtype).double()
     wanted = [*exact, *weights64, *extra64]
@@ -37,8 +42,8 @@ def _compare(sizes, score, mask, backend, budget, bias=None, dtype=torch.float64
             *leaves,
             score=score.make(*ours),
             mask=None if mask is None else mask.mask,
-            bias=extra[0] if extra else None,
             backend=backend,
+            **narrow,
         )
         grads = torch.autograd.grad(output, [*leaves, *ours, *extra], to_output.to(dtype), allow_unused=True)
     assert output.dtype is dtype
@@ -78,8 +83,12 @@ def test_any_score_mask_bias_and_block_size_agree_with_the_oracle(data):
         bias = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         if data.draw(st.booleans()):
             bias = bias.masked_fill(bias > 0.7, -torch.inf)
+    sink = None
+    if data.draw(st.booleans()):
+        shape = (*[size if data.draw(st.booleans()) else 1 for size in sizes.lead], sizes.H)
+        sink = torch.randn(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     backend, budget = data.draw(st.sampled_from(BACKENDS)), data.draw(st.sampled_from(BUDGETS))
-    _compare(sizes, score, mask, backend, budget, bias)
+    _compare(sizes, score, mask, backend, budget, bias, sink=sink)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -118,13 +127,38 @@ def test_gradcheck_of_output_and_lse(name, budget):
     score = score_case(name, sizes)
     mask = limelight.lengths(torch.tensor([5, 0])) & limelight.causal()
     bias = torch.randn(2, 1, 5, dtype=torch.float64, requires_grad=True)
+    sink = torch.randn(2, dtype=torch.float64, requires_grad=True)
 
-    def both(query, key, value, bias, *leaves):
-        output, view = limelight.look(query, key, value, score=score.make(*leaves), mask=mask, bias=bias, seed=3)
+    def both(query, key, value, bias, sink, *leaves):
+        score_of = score.make(*leaves)
+        extras = {"mask": mask, "bias": bias, "sink": sink, "dropout": 0.2, "seed": 3}
+        output, view = limelight.look(query, key, value, score=score_of, **extras)
         return output, view.lse[0, :, :], view[0]
 
     with blocks_of(budget):
-        assert torch.autograd.gradcheck(both, (*tensors(sizes), bias, *score.leaves))
+        assert torch.autograd.gradcheck(both, (*tensors(sizes), bias, sink, *score.leaves))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("budget", [2, 1 << 21])
+def test_sinks_worked_by_hand(backend, budget):
+    # Scores 0 and ln 3, a sink of ln 4: weights 1/8 and 3/8. The second row has no keys.
+    query, key = torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[0.0], [math.log(3)]]])
+    value = torch.tensor([[[8.0], [16.0]]])
+    sink = torch.tensor([math.log(4)], requires_grad=True)
+    mask = limelight.dense(torch.tensor([[True, True], [False, False]]))
+    with blocks_of(budget):
+        output, view = limelight.look(query, key, value, mask=mask, sink=sink, backend=backend, observe=("entropy",))
+        torch.testing.assert_close(output, torch.tensor([[[7.0], [0.0]]]))
+        torch.testing.assert_close(view.dense(), torch.tensor([[[0.125, 0.375], [0.0, 0.0]]]))
+        torch.testing.assert_close(view.lse, torch.tensor([[math.log(8), math.log(4)]]))
+        entropy = 0.125 * math.log(8) + 0.375 * math.log(8 / 3)
+        torch.testing.assert_close(view.entropy(), torch.tensor([[entropy, 0.0]]))
+        # d output / d sink = -w_sink output, d lse / d sink = w_sink; the row without keys has its lse alone.
+        (slope,) = torch.autograd.grad(output, sink, torch.tensor([[[1.0], [math.nan]]]), retain_graph=True)
+        torch.testing.assert_close(slope, torch.tensor([-3.5]))
+        (slope,) = torch.autograd.grad(view.lse.sum(), sink)
+        torch.testing.assert_close(slope, torch.tensor([1.5]))
 
 
 @pytest.mark.parametrize("budget", [40, 1 << 21])

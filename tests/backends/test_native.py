@@ -45,8 +45,10 @@ def cases(draw, additive=False):
         mask = masks[name]() if mask is None else mask & masks[name]()
     arguments = {"mask": mask}
     if draw(st.booleans()):
-        bias = _random(seed + 4, H, draw(st.sampled_from((1, T))), S)
+        bias = _random(seed + 4, *(draw(st.sampled_from((1, size))) for size in (n, H, T, S)))
         arguments["bias"] = bias.masked_fill(bias > 1.5, -math.inf)
+    if draw(st.booleans()):
+        arguments["sink"] = _random(seed + 5, draw(st.sampled_from((1, n))), draw(st.sampled_from((1, H))))
     if draw(st.booleans()):
         arguments |= {"dropout": 0.3, "seed": draw(st.integers(0, 2**63 - 1))}
     return (query, key, value), arguments
@@ -55,8 +57,10 @@ def cases(draw, additive=False):
 def _everything(inputs, arguments, backend, dtype, make=lambda *_: dot()):
     """Output, lse, then the gradients of both to every input."""
     leaves = [one.to(dtype).requires_grad_() for one in inputs]
-    arguments = {name: one.to(dtype) if name == "bias" else one for name, one in arguments.items()}
-    output, view = look(*leaves[:3], score=make(*leaves[3:]), backend=backend, **arguments)
+    score = make(*leaves[3:])
+    arguments = {name: one.to(dtype) if isinstance(one, torch.Tensor) else one for name, one in arguments.items()}
+    leaves += [arguments[name].requires_grad_() for name in ("bias", "sink") if name in arguments]
+    output, view = look(*leaves[:3], score=score, backend=backend, **arguments)
     to_output, to_lse = _random(7, *output.shape).to(output.dtype), _random(8, *view.lse.shape).to(view.dtype)
     lse = view.lse
     total = (output * to_output).sum() + (lse.masked_fill(lse == -math.inf, 0) * to_lse).sum()
@@ -71,8 +75,9 @@ def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot()):
     """
     terms = sum(one.shape[-1] for one in inputs[:3])
     narrow = [one.to(dtype).double() for one in inputs]
-    if "bias" in arguments:
-        arguments = arguments | {"bias": arguments["bias"].to(dtype).double()}
+    arguments = {
+        name: one.to(dtype).double() if isinstance(one, torch.Tensor) else one for name, one in arguments.items()
+    }
     exact = _everything(narrow, arguments, "reference", torch.float64, make)
     honest = _everything(narrow, arguments, "reference", dtype, make)
     ours = _everything(narrow, arguments, "native", dtype, make)
@@ -89,7 +94,7 @@ def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot()):
 
 
 @given(case=cases(), cap=st.sampled_from((None, None, 0.7, 30.0)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_dot_agrees_with_the_reference_in_float64(case, cap):
     _agree(*case, make=lambda *_: dot(cap=cap))
 
@@ -116,7 +121,7 @@ def test_observations_agree_with_the_reference(case):
     inputs, arguments = case
     arguments = {name: one for name, one in arguments.items() if name not in ("dropout", "seed")}
     expected = look(*inputs, backend="reference", **arguments)[1]
-    narrow = {name: one.float() if name == "bias" else one for name, one in arguments.items()}
+    narrow = {name: one.float() if isinstance(one, torch.Tensor) else one for name, one in arguments.items()}
     floats = [one.float() for one in inputs]
     view = look(*floats, backend="native", observe=("received", "entropy", top(3)), **narrow)[1]
     rows = max(1, inputs[0].shape[2])
@@ -206,6 +211,63 @@ def test_rows_without_keys_give_zeros_whatever_comes_back():
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("make", [dot, lambda: limelight.additive(torch.ones(20))])
+def test_rows_without_keys_have_the_sink_for_lse(make):
+    leaves = [_random(seed, 2, 2, 23, 20).float().requires_grad_() for seed in (1, 2, 3)]
+    sink = torch.tensor([0.5, -torch.inf], requires_grad=True)
+    mask = lengths(torch.tensor([0, 5]))
+    output, view = look(*leaves, score=make(), mask=mask, sink=sink, backend="native", observe=("entropy", top(2)))
+    to_output = torch.ones_like(output)
+    to_output[0] = math.nan
+    *grads, to_sink = torch.autograd.grad((output, view.lse), (*leaves, sink), (to_output, torch.ones_like(view.lse)))
+    assert torch.equal(output[0], torch.zeros_like(output[0]))
+    assert torch.equal(view.lse[0], sink.detach()[:, None].expand(2, 23))
+    assert (view.entropy()[0] == 0).all()
+    assert (view.top(2).indices[0] == -1).all()
+    for grad in grads:
+        assert torch.equal(grad[0], torch.zeros_like(grad[0]))
+        assert grad.isfinite().all()
+    assert to_sink[0] >= 23  # 1 for each lse of the empty rows, and the shares in those of the others
+    assert to_sink[1] == 0
+
+
+@pytest.mark.parametrize("size", [-1e4, -30.0, 30.0, 1e4])
+def test_sinks_of_any_size(size):
+    inputs = _random(1, 1, 2, 37, 16), _random(2, 1, 2, 41, 16), _random(3, 1, 2, 41, 16)
+    _agree(inputs, {"mask": causal(), "sink": torch.full((2,), size, dtype=torch.float64)})
+
+
+ADDITIVE = limelight.additive(torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("score", "shape"),
+    [
+        (dot(), (1, 1, 1500, 1600)),
+        (dot(), (1, 2, 1500, 1600)),
+        (ADDITIVE, (1, 1, 1500, 1600)),
+        (dot(), (2, 2, 1500, 1)),
+        (dot(), (1600,)),
+    ],
+)
+def test_gradient_of_a_long_bias_however_it_is_shared(score, shape):
+    # 2,400,000 numbers are more than two parts sum in memory of their own.
+    query, key, value = (_random(seed, 2, 2, size, 4).float() for seed, size in ((1, 1500), (2, 1600), (3, 1600)))
+    bias, to_lse = _random(4, *shape).float().requires_grad_(), _random(5, 2, 2, 1500).float()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        grads = []
+        for backend in ("native", "native", "streaming"):
+            output, view = look(query, key, value, score=score, mask=causal(), bias=bias, backend=backend)
+            total = (output * query).sum() + (view.lse * to_lse).sum()
+            grads.append(torch.autograd.grad(total, bias)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(grads[0], grads[1])
+    torch.testing.assert_close(grads[0], grads[2], rtol=1e-4, atol=1e-5 * grads[2].abs().max().item())
+
+
 def test_gradients_of_gradients_are_refused():
     leaf = _random(1, 1, 1, 5, 4).float().requires_grad_()
     (slope,) = torch.autograd.grad(attend(leaf, leaf, leaf, backend="native").sum(), leaf, create_graph=True)
@@ -218,7 +280,6 @@ def test_gradients_of_gradients_are_refused():
     [
         ({"mask": ~causal()}, "the mask is not a band"),
         ({"score": limelight.tile_score(lambda q, k, query_index, key_index: q @ k.mT)}, "neither a dot product nor"),
-        ({"bias": torch.zeros(5, 5, requires_grad=True)}, "no gradient of a bias"),
     ],
 )
 def test_what_it_cannot_run_it_says(change, reason):

@@ -27,6 +27,7 @@ def _why(**options):
         ({"score": limelight.additive(torch.zeros(11, dtype=torch.float64))}, "not a plain dot product"),
         ({"score": limelight.dot(cap=50.0)}, "capped"),
         ({"dropout": 0.1}, "dropout"),
+        ({"sink": torch.zeros(3)}, "a sink"),
         ({"bias": torch.zeros(7)}, "bias"),
         ({"observe": ()}, "looked at"),
         ({"sizes": Sizes(D=11, E=13)}, "differ in width"),

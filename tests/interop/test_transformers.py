@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,6 @@ from limelight.interop.described_mask import DescribedMask  # noqa: E402
 from limelight.interop.transformers import attention, mask, register  # noqa: E402
 
 register()
-
-SINKS = "sink" in inspect.signature(attend).parameters
-needs_sinks = pytest.mark.skipif(not SINKS, reason="attend has no sinks yet")
 
 DECODER = {
     "vocab_size": 61,
@@ -77,7 +73,6 @@ class Case:
     settings: dict[str, Any]
     reads: str = "text"
     generates: bool = False
-    marks: tuple[Any, ...] = ()
 
 
 CASES = {
@@ -112,7 +107,6 @@ CASES = {
         "GptOssConfig",
         DECODER | {"sliding_window": 5, "layer_types": SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
         generates=True,
-        marks=(needs_sinks,),
     ),
     "llama4": Case(
         "Llama4ForCausalLM",
@@ -147,8 +141,8 @@ CASES = {
         reads="sound",
     ),
 }
-EVERY = [pytest.param(case, id=name, marks=case.marks) for name, case in CASES.items()]
-GENERATORS = [pytest.param(case, id=name, marks=case.marks) for name, case in CASES.items() if case.generates]
+EVERY = [pytest.param(case, id=name) for name, case in CASES.items()]
+GENERATORS = [pytest.param(case, id=name) for name, case in CASES.items() if case.generates]
 
 
 def built(case: Case, implementation: str) -> Any:

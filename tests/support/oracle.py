@@ -30,12 +30,17 @@ def answer(
     allowed: Tensor | None = None,
     bias: Tensor | None = None,
     keep: Tensor | None = None,
+    sink: Tensor | None = None,
 ) -> Answer:
-    """Output [..., H, T, E], weights [..., H, T, S] before dropout, lse [..., H, T]; keep multiplies the weights."""
+    """Output [..., H, T, E], weights [..., H, T, S] before dropout, lse [..., H, T]; keep multiplies the weights.
+
+    A sink is a logit of every row that is counted by the lse.
+    """
     lead, (H, T), (G, S), E = query.shape[:-3], query.shape[-3:-1], key.shape[-3:-1], value.shape[-1]
     full = (*lead, H, T, S)
     allowed = torch.ones(full, dtype=torch.bool) if allowed is None else allowed.expand(full)
     bias = None if bias is None else bias.expand(full)
+    sink = None if sink is None else sink.expand(full[:-2])
     if bias is not None:
         allowed = allowed & (bias != -torch.inf)
     outputs, weights, lses = [], [], []
@@ -46,17 +51,18 @@ def answer(
         if not len(columns):
             outputs.append(torch.zeros(E, dtype=torch.float64))
             weights.append(row)
-            lses.append(torch.tensor(-torch.inf, dtype=torch.float64))
+            lses.append(torch.tensor(-torch.inf, dtype=torch.float64) if sink is None else sink[(*b, h)])
             continue
         keys = key[(*b, h * G // H)][columns]
         scores = score(query[(*b, h, i)], keys, h, i, columns)
         if bias is not None:
             scores = scores + bias[(*b, h, i)][columns]
-        share = torch.softmax(scores, 0)
+        lse = torch.logsumexp(scores if sink is None else torch.cat((scores, sink[(*b, h)][None])), 0)
+        share = torch.exp(scores - lse)
         kept = share if keep is None else share * keep[(*b, h, i)][columns]
         outputs.append((kept[:, None] * value[(*b, h * G // H)][columns]).sum(0))
         weights.append(row.index_put((columns,), share))
-        lses.append(torch.logsumexp(scores, 0))
+        lses.append(lse)
     return Answer(
         torch.stack(outputs).view(*full[:-1], E), torch.stack(weights).view(full), torch.stack(lses).view(full[:-1])
     )

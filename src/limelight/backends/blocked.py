@@ -21,10 +21,12 @@ from torch import Tensor
 from limelight.backends.dropout import kept_over_rate
 from limelight.backends.numerics import Strays, all_finite, weighted_sum, without_nonfinite
 from limelight.backends.protocol import Call, groups_of
+from limelight.backends.sinks import row_products, sink_gradient, sink_share
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile
 from limelight.backends.tiling import Plan
 from limelight.contract import accumulation_dtype
 from limelight.masks import Block
+from limelight.masks.block import pick
 
 
 def forward(call: Call, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -35,7 +37,7 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]
     output = call.value.new_zeros(n, heads, queries, call.value.shape[-1])
     lse = torch.full((n, heads, queries), -torch.inf, dtype=dtype, device=output.device)
     plan = Plan(call)
-    masked = call.mask is not None or call.bias is not None
+    masked = call.may_forbid()
     for batch, rows in plan.row_blocks():
         piece, piece_lse = _forward_rows(call, plan, parameters, batch, rows, careful=False)
         if masked and not all_finite(piece):
@@ -54,7 +56,10 @@ def _forward_rows(
     query = query_piece(call.query, call.block(batch, rows, columns), dtype)
     size = query.shape[:3]
     peak = query.new_full((*size, 1), -torch.inf)
-    total = query.new_zeros(*size, 1)
+    if call.sink is not None:
+        # A logit that every row has met before its first key.
+        peak.copy_(pick(call.sink, 0, batch)[..., None, None])
+    total = (peak != -torch.inf).to(dtype)
     output = query.new_zeros(*size, call.value.shape[-1])
     strays = Strays()
     for block, ask in plan.blocks(batch, rows):
@@ -93,9 +98,12 @@ class Backward:
         self.to_output = to_output
         self.lse = lse.unsqueeze(-1)
         delta = (to_output.to(dtype) * output.to(dtype)).sum(-1) - to_lse
+        self.sink = None
+        if call.sink is not None:
+            products = row_products(output, to_output, dtype)
+            self.sink = sink_gradient(call.sink, sink_share(call.sink, lse), products - to_lse)
         self.delta = delta.unsqueeze(-1)
-        masked = call.mask is not None or call.bias is not None
-        self.careful = masked and not all_finite(call.query, call.key, call.value, to_output, delta)
+        self.careful = call.may_forbid() and not all_finite(call.query, call.key, call.value, to_output, delta)
         self.query, self.key, self.value = (
             torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
             for tensor in (call.query, call.key, call.value)
@@ -105,7 +113,7 @@ class Backward:
         self.original = parameters
 
     def run(self) -> tuple[Tensor | None, ...]:
-        """Gradients to query, key, value, bias and the parameters, in their dtypes."""
+        """Gradients to the call's tensors, in their dtypes."""
         plan = Plan(self.call)
         for batch, rows in plan.row_blocks():
             for block, ask in plan.blocks(batch, rows):
@@ -121,7 +129,7 @@ class Backward:
             self.key.to(call.key.dtype),
             self.value.to(call.value.dtype),
         )
-        return query, key, value, bias, *to_parameters
+        return query, key, value, bias, self.sink, *to_parameters
 
     def _block(self, block: Block, ask: bool) -> None:
         """Add one block's share to every gradient."""

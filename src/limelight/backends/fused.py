@@ -50,6 +50,8 @@ class Fused(Backend):
             return "a bias would be expanded to T x S"
         if width != call.value.shape[-1]:
             return f"query and value differ in width ({width} and {call.value.shape[-1]}), which would store T x S"
+        if call.sink is not None:
+            return "a sink takes part in the softmax"
         if not call.pairs():
             return "there is nothing to attend to"
         if not call.query.dtype is call.key.dtype is call.value.dtype:

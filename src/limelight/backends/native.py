@@ -14,7 +14,8 @@ from torch import Tensor
 from limelight.backends import extension
 from limelight.backends.derivatives import final
 from limelight.backends.numerics import no_autocast
-from limelight.backends.protocol import NOTHING, Backend, Call, Gather, Gathered, Result
+from limelight.backends.protocol import NOTHING, OWN_TENSORS, Backend, Call, Gather, Gathered, Result
+from limelight.backends.sinks import row_products, sink_gradient
 from limelight.masks.form import Form
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -48,8 +49,6 @@ class Native(Backend):
             return "there is nothing to attend to"
         if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:
             return "the score is neither a dot product nor additive"
-        if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
-            return "it has no gradient of a bias"
         if call.mask is not None and call.mask.form(call.whole()) is None:
             return "the mask is not a band, lengths and one dense pattern"
         return extension.refusal()
@@ -60,8 +59,8 @@ class Native(Backend):
 
     def run(self, call: Call) -> Result:
         """Forward; the backward pass is set up in autograd."""
-        tensors = (call.query, call.key, call.value, *call.score.parameters)
-        if torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
+        tensors = call.tensors()
+        if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
             kept: list[Result] = []
             output, lse = _Attention.apply(call, self._careful, kept, *tensors)
             return Result(output, lse, None, kept[0].gathered)
@@ -70,10 +69,10 @@ class Native(Backend):
 
 
 class _Attention(torch.autograd.Function):
-    """(query, key, value, *parameters) -> (output, lse)."""
+    """The call's tensors -> (output, lse)."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, careful: Backend, kept: list[Result], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: Call, careful: Backend, kept: list[Result], *tensors: Any) -> tuple[Tensor, Tensor]:
         done = _forward(call, True)
         result, rows = (careful.run(replace(call, wants_lse=True)), None) if done is None else done
         kept.append(result)
@@ -86,12 +85,13 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         *tensors, output, lse, rows = ctx.saved_tensors
-        call = ctx.call.with_tensors(*tensors[:3])
+        call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
         to_output, to_lse = grad_outputs
+        wanted = ctx.needs_input_grad[-len(tensors) :]
         with torch.no_grad(), no_autocast(call.query):
             if to_output is None:
                 to_output = torch.zeros_like(output)
-            grads = None if rows is None else _backward(call, output, lse, rows, to_output, to_lse)
+            grads = None if rows is None else _backward(call, output, lse, rows, to_output, to_lse, wanted)
         if grads is None:
             grads = _careful_backward(call, ctx.careful, tensors, to_output, to_lse)
         return (None, None, None, *final(grads, "native"))
@@ -124,14 +124,21 @@ def _forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
 
 
 def _backward(
-    call: Call, output: Tensor, lse: Tensor, rows: Tensor, to_output: Tensor, to_lse: Tensor | None
+    call: Call,
+    output: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    to_output: Tensor,
+    to_lse: Tensor | None,
+    wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...] | None:
-    """Gradients to query, key, value and the score's parameters; None where it met NaN or inf."""
+    """Gradients to the call's tensors, a bias only if `wanted`, in their order; None where it met NaN or inf."""
     grads = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in (call.query, call.key, call.value)]
     if to_lse is not None:
         to_lse = to_lse.contiguous()
     numbers, kept_alive = _common(call)
     vector = call.score.tanh_vector()
+    to_bias = None if call.bias is None or not wanted[3] else torch.zeros(call.bias.shape, dtype=torch.float32)
     to_vector = None if vector is None else torch.zeros(vector.shape, dtype=torch.float32)
     module = extension.native()
     assert module is not None
@@ -147,30 +154,51 @@ def _backward(
             *_place(grads[0]),
             *_place(grads[1]),
             *_place(grads[2]),
+            *_bias_place(call, to_bias),
             _address(to_vector),
         )
     )
     del kept_alive
     if not done:
         return None
+    if to_bias is not None and call.bias is not None:
+        to_bias = to_bias.to(call.bias.dtype)
+    to_sink = None if call.sink is None else _sink_gradient(call.sink, output, rows, to_output, to_lse)
     if vector is None or to_vector is None:
-        return tuple(grads)
-    return *grads, to_vector.to(vector.dtype)
+        return *grads, to_bias, to_sink
+    return *grads, to_bias, to_sink, to_vector.to(vector.dtype)
+
+
+def _bias_place(call: Call, to_bias: Tensor | None) -> tuple[int, ...]:
+    """Where the gradient of the bias lies, how many numbers it has, and which of them is that of pair (0, 0)."""
+    if to_bias is None:
+        return *_NOTHING, 0, 0
+    return *_place(to_bias.expand(*call.query.shape[:3], call.key.shape[2])), to_bias.numel(), 0
+
+
+def _sink_gradient(sink: Tensor, output: Tensor, rows: Tensor, to_output: Tensor, to_lse: Tensor | None) -> Tensor:
+    """The sinks' weights are worked out from the rows' m and 1 / l: the lse would bring its own rounding."""
+    share = torch.exp(sink.float().unsqueeze(-1) - rows[..., 0]) * rows[..., 1]
+    delta = row_products(output, to_output, torch.float32)
+    return sink_gradient(sink, share, delta if to_lse is None else delta - to_lse)
 
 
 def _careful_backward(
-    call: Call, careful: Backend, tensors: list[Tensor], to_output: Tensor, to_lse: Tensor | None
+    call: Call, careful: Backend, tensors: list[Tensor | None], to_output: Tensor, to_lse: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The same through the careful backend, which does the forward pass again."""
     with torch.enable_grad():
-        leaves = [one.detach().requires_grad_() for one in tensors]
-        again = call.with_tensors(*leaves[:3], parameters=tuple(leaves[3:]))
+        leaves = [None if one is None else one.detach().requires_grad_() for one in tensors]
+        parameters = tuple(one for one in leaves[OWN_TENSORS:] if one is not None)
+        again = call.with_tensors(*leaves[:OWN_TENSORS]).with_parameters(parameters)
         result = careful.run(again)
         outputs, gradients = [result.output], [to_output]
         if to_lse is not None and result.lse is not None:
             outputs.append(result.lse)
             gradients.append(to_lse)
-        return torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+        wanted = [one for one in leaves if one is not None]
+        found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
+        return tuple(None if one is None else next(found) for one in leaves)
 
 
 def _room(call: Call, gather: Gather) -> Gathered:
@@ -195,7 +223,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _place(tensor: Tensor) -> tuple[int, ...]:
-    """Where a tensor with four axes lies: its address and its strides."""
+    """Where a tensor lies: its address and its strides."""
     return tensor.data_ptr(), *tensor.stride()
 
 
@@ -211,6 +239,11 @@ def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
         wide = call.bias.detach().to(torch.float32).expand(full)
         alive.append(wide)
         bias = _place(wide)
+    sink_place = (0, 0, 0)
+    if call.sink is not None:
+        wide = call.sink.detach().to(torch.float32).expand(n, heads)
+        alive.append(wide)
+        sink_place = _place(wide)
     vector_place: tuple[int, int] = (0, 0)
     if vector is not None:
         vector = vector.detach().to(torch.float32).contiguous()
@@ -230,4 +263,4 @@ def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
     sizes = (n, heads, groups, queries, keys, width, value_width, _TYPES[query.dtype], torch.get_num_threads())
     mask = (form.low, form.high, lengths, 0, 0, *dense)
     numbers = (*sizes, 1.0 if scale is None else scale, call.score.soft_cap() or 0.0, call.dropout, call.seed)
-    return (*numbers, *_place(query), *_place(key), *_place(value), *bias, *mask, *vector_place), alive
+    return (*numbers, *_place(query), *_place(key), *_place(value), *bias, *mask, *vector_place, *sink_place), alive

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -36,12 +36,17 @@ class Gathered(NamedTuple):
     top: tuple[Tensor, Tensor] | None = None
 
 
+OWN_TENSORS = 5
+"""How many of `Call.tensors` are the call's own; those of its score follow."""
+
+
 @dataclass(slots=True)
 class Call:
     """One checked call. Leading axes are folded into N; query and key have been through `score.prepare`.
 
-    query [N, H, T, D'], key [N, G, S, D''], value [N, G, S, E], bias [N or 1, H or 1, T or 1, S or 1] or None. The seed
-    is an integer where dropout is above 0. `wants_lse`: the caller looks, so lse has to be returned.
+    query [N, H, T, D'], key [N, G, S, D''], value [N, G, S, E], bias [N or 1, H or 1, T or 1, S or 1] or None, sink
+    [N or 1, H or 1] or None: one more logit of each row, without a value. The seed is an integer where dropout is above
+    0. `wants_lse`: the caller looks, so lse has to be returned.
     """
 
     query: Tensor
@@ -55,18 +60,29 @@ class Call:
     lead: tuple[int, ...]
     wants_lse: bool
     gather: Gather = NOTHING
+    sink: Tensor | None = None
 
-    def with_tensors(
-        self, query: Tensor, key: Tensor, value: Tensor, parameters: tuple[Tensor, ...] | None = None
-    ) -> Call:
-        """The same call of other tensors; with other parameters of the score where they are given."""
-        score = self.score if parameters is None else self.score.with_parameters(parameters)
-        return replace(self, query=query, key=key, value=value, score=score)
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that gradients flow to: `OWN_TENSORS` of the call, as `with_tensors` takes them, then the score's."""
+        return self.query, self.key, self.value, self.bias, self.sink, *self.score.parameters
+
+    def with_tensors(self, *tensors: Any) -> Call:
+        """The same call of other tensors: as many as `OWN_TENSORS`, in the order of `tensors`."""
+        query, key, value, bias, sink = tensors
+        return replace(self, query=query, key=key, value=value, bias=bias, sink=sink)
+
+    def with_parameters(self, parameters: tuple[Tensor, ...]) -> Call:
+        """The same call with other parameters of the score."""
+        return replace(self, score=self.score.with_parameters(parameters))
 
     def without_tensors(self) -> Call:
-        """The call without query, key and value, for what must not keep them alive."""
+        """The call without its own tensors, for what must not keep them alive."""
         gone = self.query.new_empty(0)
-        return replace(self, query=gone, key=gone, value=gone)
+        return self.with_tensors(gone, gone, gone, None, None)
+
+    def may_forbid(self) -> bool:
+        """Whether a mask, or a bias of -inf, can forbid pairs."""
+        return self.mask is not None or self.bias is not None
 
     def block(self, batch: Selector, rows: Selector, columns: Selector, head: Selector | None = None) -> Block:
         """A block of this call's matrix, all heads unless said otherwise."""

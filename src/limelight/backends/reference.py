@@ -11,6 +11,7 @@ from limelight.backends.numerics import no_autocast
 from limelight.backends.protocol import Backend, Call, Result, heads_of
 from limelight.contract import accumulation_dtype
 from limelight.masks import Block
+from limelight.masks.block import pick
 
 
 class Reference(Backend):
@@ -41,8 +42,7 @@ class Reference(Backend):
         query, key, value = (heads_of(tensor.to(dtype), heads) for tensor in (call.query, call.key, call.value))
         bias = None if call.bias is None else call.bias.to(dtype)
         block = call.whole()
-        masked = call.mask is not None or bias is not None
-        if masked and not all(bool(tensor.isfinite().all()) for tensor in (query, key, value)):
+        if call.may_forbid() and not all(bool(tensor.isfinite().all()) for tensor in (query, key, value)):
             output, lse = _row_by_row(call, query, key, value, bias)
         else:
             forbidden = None if call.mask is None else ~call.mask.tile(block)
@@ -55,6 +55,7 @@ def _rows(
 ) -> tuple[Tensor, Tensor]:
     """Output [n, H, t, E] and lse [n, H, t] of rows, from all the keys given."""
     parameters = tuple(parameter.to(query.dtype) for parameter in call.score.parameters)
+    sink = None if call.sink is None else pick(call.sink.to(query.dtype), 0, block.batch)[..., None, None]
     scores, _ = call.score.tile(query, key, parameters, block)
     if bias is not None:
         # NaN - inf is NaN, but a bias of -inf forbids.
@@ -62,16 +63,24 @@ def _rows(
     if forbidden is not None:
         scores = scores.masked_fill(forbidden, -torch.inf)
     if not key.shape[2]:
-        return torch.matmul(scores, value), query.new_full(query.shape[:3], -torch.inf)
+        none = query.new_full((), -torch.inf) if sink is None else sink.squeeze(-1)
+        return torch.matmul(scores, value), none.expand(query.shape[:3])
     peak = scores.detach().amax(-1, keepdim=True)
+    keyless = peak == -torch.inf
+    if sink is not None:
+        peak = torch.maximum(peak, sink.detach())
     empty = peak == -torch.inf
-    weights = torch.exp(scores - peak.masked_fill(empty, 0.0))
-    total = weights.sum(-1, keepdim=True).masked_fill(empty, 1.0)
+    base = peak.masked_fill(empty, 0.0)
+    weights = torch.exp(scores - base)
+    total = weights.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + torch.exp(sink - base)
+    total = total.masked_fill(empty, 1.0)
     weights = weights / total
     if call.dropout:
         weights = weights * kept_over_rate(block, call.dropout, call.seed, weights.dtype)
-    # Against 0 · NaN in the gradient of what empty rows took no part in.
-    return torch.matmul(weights, value).masked_fill(empty, 0.0), (peak + total.log()).squeeze(-1)
+    # Against 0 · NaN in the gradient of what rows without keys took no part in.
+    return torch.matmul(weights, value).masked_fill(keyless, 0.0), (peak + total.log()).squeeze(-1)
 
 
 def _row_by_row(call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limelight.backends.dropout import kept_over_rate
 from limelight.backends.protocol import Call, groups_of, heads_of
+from limelight.backends.sinks import sink_gradient, sink_share
 from limelight.contract import accumulation_dtype
 
 
@@ -21,7 +22,8 @@ class Pieces(NamedTuple):
     """What the forward pass leaves behind.
 
     output [N, H, T, E]; lse [N, H, T] or None; weights [N, H, T, S] before dropout; kept_over_rate the same shape, or
-    None without dropout; kept: what the score keeps; masked: whether a mask or bias took part.
+    None without dropout; kept: what the score keeps; masked: whether a mask or bias took part; share: the sinks'
+    weights [N, H, T], or None.
     """
 
     output: Tensor
@@ -30,6 +32,7 @@ class Pieces(NamedTuple):
     kept_over_rate: Tensor | None
     kept: tuple[Tensor, ...]
     masked: bool
+    share: Tensor | None = None
 
 
 def forward(call: Call, parameters: tuple[Tensor, ...]) -> Pieces | None:
@@ -38,6 +41,7 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> Pieces | None:
     block = call.whole()
     mask = call.mask if call.mask is not None and not call.mask.allows_all(block) else None
     masked = mask is not None or call.bias is not None
+    share = None
     scores, kept = call.score.tile(query, key, parameters, block)
     if masked and not _proved_finite(call, scores, query, key):
         return None
@@ -46,26 +50,35 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> Pieces | None:
     if mask is not None:
         # The scores are finite, so adding -inf forbids; with a broadcast mask it is ten times as fast as masked_fill_.
         scores.add_(torch.where(mask.tile(block), 0.0, -torch.inf))
-    lse = torch.logsumexp(scores, -1) if call.wants_lse else None
-    weights = torch.softmax(scores, -1)
+    if call.sink is None:
+        lse = torch.logsumexp(scores, -1) if call.wants_lse else None
+        weights = torch.softmax(scores, -1)
+    else:
+        lse = torch.logaddexp(torch.logsumexp(scores, -1), call.sink.to(scores.dtype).unsqueeze(-1))
+        weights = torch.exp(scores - lse.unsqueeze(-1))
+        share = sink_share(call.sink, lse)
     drop = kept_over_rate(block, call.dropout, call.seed, weights.dtype) if call.dropout else None
     output = torch.matmul(weights if drop is None else weights * drop, value)
     # A row without keys has NaN weights, and 0 · NaN shows what stands at forbidden values: both show here.
     if masked and not math.isfinite(output.sum().item()):
         return None
-    return Pieces(_as(output, call.value), lse, weights, drop, kept, masked)
+    return Pieces(_as(output, call.value), lse, weights, drop, kept, masked, share)
 
 
 def backward(
     call: Call, parameters: tuple[Tensor, ...], pieces: Pieces, to_output: Tensor, to_lse: Tensor | None
 ) -> tuple[Tensor | None, ...] | None:
-    """Gradients to query, key, value, bias and the parameters; None if the call has to go the long way."""
+    """Gradients to the call's tensors; None if the call has to go the long way."""
     query, key, value = widened(call)
     weights, drop = pieces.weights, pieces.kept_over_rate
     to_output = _as(to_output, weights)
     slope = torch.matmul(to_output, value.mT)
     if drop is not None:
         slope.mul_(drop)
+    to_sink = None
+    if call.sink is not None and pieces.share is not None:
+        delta = (slope * weights).sum(-1)
+        to_sink = sink_gradient(call.sink, pieces.share, delta if to_lse is None else delta - to_lse)
     slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
     if to_lse is not None:
         slope.addcmul_(weights, to_lse.unsqueeze(-1))
@@ -86,6 +99,7 @@ def backward(
         _as(groups_of(grads.key, groups), call.key),
         _as(groups_of(to_value, groups), call.value),
         to_bias,
+        to_sink,
         *to_parameters,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from limelight.backends import blocked, single
 from limelight.backends.derivatives import final
 from limelight.backends.numerics import no_autocast
-from limelight.backends.protocol import Backend, Call, Result
+from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
 from limelight.backends.tiling import fits
 from limelight.contract import accumulation_dtype
 
@@ -42,7 +42,7 @@ class Streaming(Backend):
         if fits(call):
             with torch.no_grad(), no_autocast(call.query):
                 pieces = single.forward(call, _widened(call, call.score.parameters))
-        tensors = (call.query, call.key, call.value, call.bias, *call.score.parameters)
+        tensors = call.tensors()
         tracked = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
         if pieces is None:
             return Result(*_Blocked.apply(call, *tensors))
@@ -53,65 +53,54 @@ class Streaming(Backend):
 
 
 class _Single(torch.autograd.Function):
-    """(query, key, value, bias, *parameters) -> (output, lse), of a forward pass that is done already."""
+    """The call's tensors -> (output, lse), of a forward pass that is done already."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, pieces: single.Pieces, *tensors: Tensor | None) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.inputs = len(tensors)
-        ctx.save_for_backward(*tensors, pieces.weights, pieces.kept_over_rate, *pieces.kept)
-        ctx.statics, ctx.masked = _statics(call), pieces.masked
+        ctx.save_for_backward(*tensors, pieces.weights, pieces.kept_over_rate, pieces.share, *pieces.kept)
+        ctx.call, ctx.masked = call.without_tensors(), pieces.masked
         return pieces.output, pieces.lse
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         to_output, to_lse = grad_outputs
         saved = ctx.saved_tensors
-        tensors, (weights, drop, *kept) = saved[: ctx.inputs], saved[ctx.inputs :]
-        call = _rebuilt(ctx.statics, tuple(tensors))
+        tensors, (weights, drop, share, *kept) = saved[: ctx.inputs], saved[ctx.inputs :]
+        call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
         if to_output is None:
             to_output = call.query.new_zeros(*call.query.shape[:3], call.value.shape[-1])
         with torch.no_grad(), no_autocast(call.query):
-            parameters = _widened(call, tensors[4:])
-            pieces = single.Pieces(to_output, None, weights, drop, tuple(kept), ctx.masked)
+            parameters = _widened(call, tensors[OWN_TENSORS:])
+            pieces = single.Pieces(to_output, None, weights, drop, tuple(kept), ctx.masked, share)
             grads = single.backward(call, parameters, pieces, to_output, to_lse)
             if grads is None:
                 output, lse = blocked.forward(call, parameters)
                 to_lse = torch.zeros_like(lse) if to_lse is None else to_lse
-                grads = blocked.Backward(call, tensors[4:], output, lse, to_output, to_lse).run()
+                grads = blocked.Backward(call, tensors[OWN_TENSORS:], output, lse, to_output, to_lse).run()
         return (None, None, *final(grads, "streaming"))
 
 
 class _Blocked(torch.autograd.Function):
-    """(query, key, value, bias, *parameters) -> (output, lse)."""
+    """The call's tensors -> (output, lse)."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Any) -> tuple[Tensor, Tensor]:
         with no_autocast(call.query):
-            output, lse = blocked.forward(call, tensors[4:])
+            output, lse = blocked.forward(call, tensors[OWN_TENSORS:])
         ctx.save_for_backward(*tensors, output, lse)
-        ctx.statics = _statics(call)
+        ctx.call = call.without_tensors()
         return output, lse
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         to_output, to_lse = grad_outputs
         *tensors, output, lse = ctx.saved_tensors
-        call = _rebuilt(ctx.statics, tuple(tensors))
+        call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
         with torch.no_grad(), no_autocast(call.query):
-            grads = blocked.Backward(call, tuple(tensors[4:]), output, lse, to_output, to_lse).run()
+            grads = blocked.Backward(call, tuple(tensors[OWN_TENSORS:]), output, lse, to_output, to_lse).run()
         return (None, *final(grads, "streaming"))
-
-
-def _statics(call: Call) -> tuple[Any, ...]:
-    """What a call holds besides tensors: those are left to autograd, so that they go with the graph."""
-    return call.score, call.mask, call.dropout, call.seed, call.lead, call.wants_lse
-
-
-def _rebuilt(statics: tuple[Any, ...], tensors: tuple[Any, ...]) -> Call:
-    score, mask, dropout, seed, lead, wants_lse = statics
-    query, key, value, bias = tensors[:4]
-    return Call(query, key, value, score, mask, bias, dropout, seed, lead, wants_lse)
 
 
 def _widened(call: Call, parameters: tuple[Any, ...]) -> tuple[Tensor, ...]:

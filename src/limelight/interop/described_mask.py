@@ -20,7 +20,7 @@ class DescribedMask(Tensor):
 
     said: Mask | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
 
     @staticmethod
     def of(said: Mask | None, shape: tuple[int, int, int, int], device: torch.device) -> DescribedMask:
@@ -42,7 +42,7 @@ class DescribedMask(Tensor):
         return f"DescribedMask({list(self.shape)}, {self.said})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # pyright: ignore
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
             return args[0]
         args, kwargs = tree_map_only(DescribedMask, DescribedMask.dense, (args, kwargs or {}))
