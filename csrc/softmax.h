@@ -128,15 +128,37 @@ struct Strongest {
   }
   // Take in scores s [first, last) of row r, the first being that of key `key` + first.
   void see(int64_t r, const float* s, int64_t key, int64_t first, int64_t last) {
-    float* held = score + r * k;
+    const float* held = score + r * k;
+    vf most = splat(-INF);
+    for (int64_t j = first; j < last; j += W) most = larger(most, load(s + j));
+    if (!any_above(most, splat(held[k - 1]))) return;
+    // Nothing but what is above the bound can be among the k strongest.
+    float bound = held[k - 1] == -INF ? below_kth(most) : held[k - 1];
     for (int64_t j = first; j < last; j += W) {
-      if (!any_above(load(s + j), splat(held[k - 1]))) continue;
+      if (!any_above(load(s + j), splat(bound))) continue;
       for (int64_t i = j; i < j + W; i++)
-        if (s[i] > held[k - 1]) insert(r, s[i], static_cast<int32_t>(key + i));
+        if (s[i] > bound) {
+          insert(r, s[i], static_cast<int32_t>(key + i));
+          bound = std::max(bound, held[k - 1]);
+        }
     }
   }
 
  private:
+  // The number below the k-th largest lane. Each lane is one score, so k scores at least are above it: a row that holds
+  // nothing yet is spared the many that would be inserted and pushed out again.
+  float below_kth(vf most) const {
+    if (k > W) return -INF;
+    float lanes[W];
+    store(lanes, most);
+    for (int i = 1; i < W; i++) {
+      const float one = lanes[i];
+      int place = i;
+      for (; place > 0 && lanes[place - 1] < one; place--) lanes[place] = lanes[place - 1];
+      lanes[place] = one;
+    }
+    return std::nextafterf(lanes[k - 1], -INF);
+  }
   void insert(int64_t r, float s, int32_t key) {
     float* scores = score + r * k;
     int32_t* keys = index + r * k;
