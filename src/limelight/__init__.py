@@ -2,7 +2,7 @@
 
 `attend` is one exact attention operation for every mechanism; `look` is the same call and a view of its weights;
 `explain` says which backend runs a call and why the others cannot. `train` learns to translate from parallel text,
-`Translator` translates and shows what was attended to.
+`Translator` translates and shows what was attended to. `watch` shows the attention of any other torch model.
 
 Importing does no work: a name is looked up, and what it needs is imported, when it is first used.
 """
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from limelight import biases, masks, scores
     from limelight.attend import Explanation, attend, explain, look
     from limelight.biases import alibi, relative, t5_buckets
-    from limelight.masks import causal, dense, lengths, segments, window
+    from limelight.masks import band, causal, dense, lengths, segments, window
     from limelight.scores import additive, concat, dot, general, tile_score
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
     from limelight.view import AttentionView, Links, rollout, top
+    from limelight.watch import Seen, Statistics, watch
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
     "limelight.biases": ("alibi", "relative", "t5_buckets"),
-    "limelight.masks": ("causal", "dense", "lengths", "segments", "window"),
+    "limelight.masks": ("band", "causal", "dense", "lengths", "segments", "window"),
     "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
     "limelight.view": ("AttentionView", "Links", "rollout", "top"),
+    "limelight.watch": ("Seen", "Statistics", "watch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = ("biases", "masks", "scores")
@@ -40,12 +42,15 @@ __all__ = [
     "AttentionView",
     "Explanation",
     "Links",
+    "Seen",
+    "Statistics",
     "Translation",
     "Translator",
     "__version__",
     "additive",
     "alibi",
     "attend",
+    "band",
     "biases",
     "causal",
     "concat",
@@ -65,6 +70,7 @@ __all__ = [
     "tile_score",
     "top",
     "train",
+    "watch",
     "window",
 ]
 

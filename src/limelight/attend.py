@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight import listening
 from limelight.arrays import Array, is_array, tensors_of
 from limelight.backends.protocol import Call
 from limelight.backends.select import BACKENDS, choose
@@ -70,6 +71,11 @@ def attend(
         given = tensors_of(query=query, key=key, value=value, bias=bias, sink=sink)
         rest = {"score": score, "mask": mask, "dropout": dropout, "seed": seed, "backend": backend}
         return attend(*given[:3], bias=given[3], sink=given[4], **rest).numpy()
+    heard: Any = listening.listener()
+    if heard is not None:
+        options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
+        options |= {"dropout": dropout, "seed": seed, "backend": backend}
+        return heard.attend(query, key, value, options)
     call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=False)
     output: Any = choose(call, backend).run(call).output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
@@ -107,6 +113,11 @@ def look(
         output, view = look(*given[:3], bias=given[3], sink=given[4], **rest)
         return output.numpy(), view
     observe = check_observations(observe)
+    heard: Any = listening.listener()
+    if heard is not None:
+        options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
+        options |= {"dropout": dropout, "seed": seed, "backend": backend}
+        return heard.look(query, key, value, options, observe)
     call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=True)
     call.gather = gather_of(observe, key.shape[-2])
     result = choose(call, backend).run(call)
@@ -161,6 +172,22 @@ def explain(
         check_observations(observe)
     call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=observe is not None)
     return Explanation(choose(call, backend).name, {one.name: one.refusal(call) for one in BACKENDS})
+
+
+def can_run(
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score: Score | None = None,
+    mask: Mask | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+) -> bool:
+    """Whether the backend of that name can run this call of `look`."""
+    call = _checked(query, key, value, score, mask, bias, sink, 0.0, None, wants_lse=True)
+    return any(one.name == backend and one.refusal(call) is None for one in BACKENDS)
 
 
 def _checked(

@@ -23,6 +23,13 @@ class DenseSizeError(LimelightError, MemoryError):
     """The dense attention matrix was asked for and is larger than the limit; the message names the bytes."""
 
 
+class WatchError(LimelightError, KeyError):
+    """A model cannot be watched, or nothing was seen where it is looked for; the message says what was."""
+
+    # A KeyError would put its message in quotes.
+    __str__ = Exception.__str__
+
+
 class DataError(LimelightError, ValueError):
     """A corpus, or a line of it, breaks a rule; the message names the file and the line."""
 

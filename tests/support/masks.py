@@ -49,6 +49,11 @@ def dense_case(sizes: Sizes, allowed: Tensor) -> MaskCase:
     return MaskCase(limelight.dense(allowed), allowed.expand(sizes.full).clone())
 
 
+def band_case(sizes: Sizes, low: int | None, high: int | None) -> MaskCase:
+    least, most = -1000 if low is None else low, 1000 if high is None else high
+    return MaskCase(limelight.band(low, high), _pairs(sizes, lambda p: p[-2] + least <= p[-1] <= p[-2] + most))
+
+
 def segments_case(sizes: Sizes, query_ids: Tensor, key_ids: Tensor) -> MaskCase:
     axes = query_ids.ndim - 1
     return MaskCase(
@@ -71,12 +76,14 @@ def mask_cases(draw: st.DrawFn, sizes: Sizes, depth: int = 2) -> MaskCase:
         if draw(st.booleans()):
             return MaskCase(~first.mask, ~first.truth)
         return combine(first, draw(mask_cases(sizes, depth - 1)), draw(st.sampled_from("&|")))
-    kind = draw(st.sampled_from(("causal", "window", "lengths", "dense", "segments")))
+    kind = draw(st.sampled_from(("causal", "window", "band", "lengths", "dense", "segments")))
     align = draw(st.sampled_from(("end", "start")))
     if kind == "causal":
         return causal_case(sizes, align)
     if kind == "window":
         return window_case(sizes, draw(st.integers(0, 4)), draw(st.integers(0, 4)), align)
+    if kind == "band":
+        return band_case(sizes, *(draw(st.none() | st.integers(-4, 6)) for _ in range(2)))
     if kind == "segments":
         maker = torch.Generator().manual_seed(draw(st.integers(0, 99)))
         shape = sizes.lead[: draw(st.integers(0, len(sizes.lead)))]

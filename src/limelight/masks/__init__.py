@@ -1,5 +1,6 @@
 """Masks: who may attend to whom. True means *may attend*; `&`, `|` and `~` combine them."""
 
+from limelight.masks.band import band
 from limelight.masks.block import Block
 from limelight.masks.causal import causal
 from limelight.masks.dense import dense
@@ -8,4 +9,4 @@ from limelight.masks.protocol import Mask
 from limelight.masks.segments import segments
 from limelight.masks.window import window
 
-__all__ = ["Block", "Mask", "causal", "dense", "lengths", "segments", "window"]
+__all__ = ["Block", "Mask", "band", "causal", "dense", "lengths", "segments", "window"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from limelight.masks.block import Block
@@ -17,6 +18,10 @@ class All(Mask):
 
     first: Mask
     second: Mask
+
+    def moved(self, device: torch.device) -> Mask:
+        """Both parts on that device."""
+        return All(self.first.moved(device), self.second.moved(device))
 
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that allows the whole block is not built."""
@@ -62,6 +67,10 @@ class Any(Mask):
     first: Mask
     second: Mask
 
+    def moved(self, device: torch.device) -> Mask:
+        """Both parts on that device."""
+        return Any(self.first.moved(device), self.second.moved(device))
+
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that rules the whole block out is not built."""
         if self.first.rules_out(block):
@@ -98,6 +107,10 @@ class Not(Mask):
     """`~inner`: allowed where the inner mask forbids."""
 
     inner: Mask
+
+    def moved(self, device: torch.device) -> Mask:
+        """The inner mask on that device."""
+        return Not(self.inner.moved(device))
 
     def tile(self, block: Block) -> Tensor:
         """Bool."""

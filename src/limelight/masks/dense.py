@@ -44,6 +44,10 @@ class Dense(Mask):
         """The tensor, its leading axes folded."""
         return Form(dense=fold_lead(self.allowed, whole.lead, 3).to(whole.device))
 
+    def moved(self, device: torch.device) -> Mask:
+        """The tensor on that device."""
+        return Dense(self.allowed.to(device))
+
 
 def dense(allowed: Tensor) -> Mask:
     """True where the query may attend to the key.

@@ -53,6 +53,10 @@ class Mask(ABC):
         """The mask as compiled kernels take it, for a call whose whole matrix that is; None if it has no such form."""
         return None
 
+    def moved(self, device: torch.device) -> Mask:
+        """The same mask with its tensors on that device."""
+        return self
+
     def __and__(self, other: Mask) -> Mask:
         from limelight.masks.combined import All
 

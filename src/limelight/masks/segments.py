@@ -71,6 +71,10 @@ class Segments(Mask):
         """False: each query has its own keys."""
         return False
 
+    def moved(self, device: torch.device) -> Mask:
+        """The ids on that device."""
+        return Segments(self.query_ids.to(device), self.key_ids.to(device))
+
     def form(self, whole: Block) -> Form | None:
         """The run of keys of each query; None where an id's keys lie apart, or a compiler does not know."""
         if torch.compiler.is_compiling() or self._runs is None:

@@ -270,6 +270,21 @@ class AttentionView(VirtualArray):
         view._gathered = self._gathered
         return view
 
+    def copy(self, device: torch.device | str | None = None) -> AttentionView:
+        """The same view with tensors of its own, without a graph: what others write into theirs does not change it.
+
+        Arguments:
+            device: where the copy lies; None: where the view lies.
+
+        Mask, bias and sink, which several calls may share, are copied only to another device.
+        """
+        return copied(self, None if device is None else torch.device(device))
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the tensors that the view keeps; the mask's, which the caller made, are not counted."""
+        return self._kept_bytes()
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the view to a file, under a temporary name first: safetensors, with score and mask by their names.
 
@@ -364,3 +379,28 @@ class AttentionView(VirtualArray):
         for one in self._gathered.values():
             kept.extend(one if isinstance(one, Links) else (one,))
         return sum(one.nbytes for one in kept if one is not None)
+
+
+def copied(view: AttentionView, device: torch.device | None) -> AttentionView:
+    """See `AttentionView.copy`."""
+
+    def own(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        to = tensor.device if device is None else device
+        return tensor.to(to) if tensor.device != to else tensor.clone(memory_format=torch.contiguous_format)
+
+    def shared(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().to(tensor.device if device is None else device)
+
+    call = view.sound_call()
+    query, key, value, *others = call.tensors()[:OWN_TENSORS]
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    call = call.with_tensors(own(query), own(key), own(value), *map(shared, others))
+    mask = call.mask if call.mask is None or device is None else call.mask.moved(device)
+    call = replace(call, mask=mask).with_parameters(tuple(own(one) for one in call.score.parameters))
+    again = AttentionView(call, own(view._lse), None if view._weights is None else own(view._weights))
+    for name, have in view._gathered.items():
+        again._gathered[name] = Links(*map(own, have)) if isinstance(have, Links) else own(have)
+    return again

@@ -1,0 +1,1 @@
+"""Other libraries' attention, said in ours."""

@@ -1,0 +1,138 @@
+"""Hugging Face transformers on our kernels: `register()`, then `model.set_attn_implementation("limelight")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.attend import attend, look
+from limelight.errors import ArgumentError
+from limelight.interop.described_mask import DescribedMask
+from limelight.interop.mask_functions import described
+from limelight.interop.torch_attention import narrowed
+from limelight.masks import Mask, causal, dense
+from limelight.scores import dot
+from limelight.view import AttentionView
+
+NAME = "limelight"
+"""The name of the attention implementation."""
+
+_UNKNOWN = ("cache", "indices", "block_indices")
+"""Arguments that change what is attended to in a way that we have no words for."""
+
+
+def register() -> None:
+    """Make "limelight" an attention implementation of the transformers package; calling it again changes nothing.
+
+    After it, `model.set_attn_implementation("limelight")`, or `attn_implementation="limelight"` where a model is made,
+    runs a model on `attend`: grouped heads, soft cap (Gemma 2), sinks (gpt-oss), sliding windows, dynamic and static
+    caches, padding on either side, packed sequences, position bias (T5). Masks are descriptions instead of T x S
+    tensors. With `output_attentions=True` in a call of the model, `attentions` holds an `AttentionView` per layer.
+    Results are those of the implementation "eager" within rounding, but for queries that may attend to nothing, such as
+    padding on the left: they get 0, where "eager" gives them the mean of all values.
+
+    Errors: ImportError where transformers is not installed (`pip install 'limelight[hf]'`).
+
+    Source: AttentionInterface and AttentionMaskInterface of transformers 5.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+def mask(
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> DescribedMask:
+    """The mask function: [batch_size, 1, q_length, kv_length] as a description, which costs no more than its padding.
+
+    Arguments: as transformers passes them; query i stands at place i + q_offset, key j at j + kv_offset, and
+    `attention_mask` [batch_size, places] says which places are no padding.
+    """
+    offsets = (int(q_offset), int(kv_offset))
+    padding = None
+    if attention_mask is not None:
+        padding = attention_mask.to(device=device, dtype=torch.bool)[:, kv_offset : kv_offset + kv_length]
+        # A static cache has more places than the mask knows of; they are empty.
+        padding = torch.nn.functional.pad(padding, (0, kv_length - padding.shape[1]))
+    said = described(mask_function, offsets, padding, use_vmap)
+    return DescribedMask.of(said, (batch_size, 1, q_length, kv_length), torch.device(device))
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool | None = False,
+    **others: Any,
+) -> tuple[Tensor, AttentionView | None]:
+    """The attention function: query [B, H, T, D], key and value [B, G, S, .] -> ([B, T, H, E], view or None).
+
+    `scaling` None: 1/sqrt(D). `s_aux` [H]: sinks. `position_bias` is added to the scores. A mask that is no description
+    of ours is a bool tensor, True may attend, or a float tensor, which is added. `sliding_window` is in the mask.
+
+    Errors: ArgumentError for an argument that would change what is attended to and that we cannot do.
+    """
+    for name in _UNKNOWN:
+        if others.get(name) is not None:
+            raise ArgumentError(
+                f"{name}: {type(module).__name__} passes it to its attention, and the implementation {NAME!r} cannot "
+                f'do what it means. Use model.set_attn_implementation("eager").'
+            )
+    allowed, bias = _said(attention_mask, key.shape[2])
+    if attention_mask is None and is_causal and query.shape[2] > 1:
+        allowed = causal("start")
+    if position_bias is not None:
+        position_bias = narrowed(position_bias[..., : key.shape[2]])
+        bias = position_bias if bias is None else position_bias + bias
+    options: dict[str, Any] = {"score": dot(scaling, softcap), "mask": allowed, "bias": bias, "dropout": dropout}
+    sink = others.get("sinks") if s_aux is None else s_aux
+    if sink is not None:
+        options["sink"] = sink
+    view = None
+    if output_attentions or _collecting():
+        output, view = look(query, key, value, **options)
+        if not (torch.is_grad_enabled() and view.lse.requires_grad):
+            # A static cache writes into its keys at the next step.
+            view = view.copy()
+    else:
+        output = attend(query, key, value, **options)
+    return output.transpose(1, 2).contiguous(), view
+
+
+def _collecting() -> bool:
+    """Whether the model was called with `output_attentions=True`, which some models keep from their layers."""
+    from transformers.utils import output_capturing
+
+    collected = output_capturing._active_collector.get()
+    return collected is not None and any("attentions" in key for key in collected)
+
+
+def _said(attention_mask: Tensor | None, keys: int) -> tuple[Mask | None, Tensor | None]:
+    """A mask and a bias of ours."""
+    if attention_mask is None:
+        return None, None
+    if isinstance(attention_mask, DescribedMask):
+        return attention_mask.said, None
+    given = narrowed(attention_mask[..., :keys])
+    return (dense(given), None) if given.dtype is torch.bool else (None, given)

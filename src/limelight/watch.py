@@ -1,0 +1,130 @@
+"""watch(): see every attention call of a torch model, unchanged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, overload
+
+import torch
+from torch import nn
+
+from limelight.contract import require_choice
+from limelight.errors import ArgumentError, WatchError
+from limelight.view import AttentionView, Observation, check_observations
+from limelight.watching.catch import Watcher, caught_by
+from limelight.watching.places import Place, chosen
+from limelight.watching.seen import Seen, Statistics, statistics
+
+__all__ = ["Seen", "Statistics", "watch"]
+
+Observe = str | Observation | Sequence[str | Observation]
+
+
+@overload
+def watch(
+    model: nn.Module,
+    layers: str | Sequence[str] | None = None,
+    observe: Observe = (),
+    keep: Literal["views"] = "views",
+    offload: Literal["cpu"] | None = None,
+) -> AbstractContextManager[Seen[AttentionView]]: ...
+
+
+@overload
+def watch(
+    model: nn.Module,
+    layers: str | Sequence[str] | None = None,
+    observe: Observe = (),
+    *,
+    keep: Literal["stats"],
+    offload: Literal["cpu"] | None = None,
+) -> AbstractContextManager[Seen[Statistics]]: ...
+
+
+def watch(
+    model: nn.Module,
+    layers: str | Sequence[str] | None = None,
+    observe: Observe = (),
+    keep: Literal["views", "stats"] = "views",
+    offload: Literal["cpu"] | None = None,
+) -> AbstractContextManager[Any]:
+    """Inside the block, every attention call of the model is seen; the mapping it yields says what each showed.
+
+    Seen are the calls of `F.scaled_dot_product_attention`, of `nn.MultiheadAttention` and what is built on it (its fast
+    path in C++ is off inside the block), and of `limelight.attend` and `look`, made while a module of the model runs,
+    by the thread that entered the block. A call belongs to the innermost module running; its path is the key, and the
+    calls of one module are in order. Blocks nest, of one model or several: each sees its own. Blocks of different
+    threads do not meet.
+
+    The model computes what it would compute: where our native kernel can run the call (CPU, no dropout, no autocast) it
+    gives output and observations in one pass, equal to torch's within rounding. Everywhere else torch computes the
+    output, bit for bit, and the view is made beside it. Nothing kept has a graph.
+
+    Arguments:
+        model: any module that is not compiled.
+        layers: pattern of module paths, or several: "encoder.layer.*" names these modules and all inside them, "*"
+            crossing dots. None: all.
+        observe: as in `look`: "received", "entropy", `top(k)`, gathered at once.
+        keep: "views": an `AttentionView` per call, with its own copy of query and key and one number per row, so that
+            memory grows with T + S; "stats": `Statistics`, only what `observe` names.
+        offload: "cpu" moves what is kept there.
+
+    Result: a context manager that gives `Seen`.
+
+    Errors: ArgumentError for an argument that breaks a rule; WatchError for a pattern that matches nothing (with near
+    misses), a compiled model, and, when the mapping is asked, for a path or a model without attention calls. A warning
+    when the block ends and a module attended in a way that cannot be seen, such as matmul and softmax by itself.
+
+    Example: `with watch(model, observe=("entropy",)) as seen: model(x)`; then
+    `seen["layers.0.self_attn"][0].entropy()` is [B, H, T].
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module; it is {type(model).__name__}.")
+    require_choice("keep", keep, ("views", "stats"))
+    if offload is not None:
+        require_choice("offload", offload, ("cpu",))
+    wanted = check_observations((observe,) if isinstance(observe, (str, Observation)) else observe)
+    if keep == "stats" and not wanted:
+        raise ArgumentError("observe: keep='stats' keeps only what observe names, and it names nothing; keep='views'?")
+    _refuse_compiled(model)
+    paths = chosen(model, layers)
+    return _watching(model, paths, wanted, keep == "stats", None if offload is None else torch.device(offload))
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, paths: set[str], observe: tuple[Observation, ...], stats: bool, device: torch.device | None
+) -> Iterator[Seen[Any]]:
+    seen: Seen[Any] = Seen(_hint(model))
+
+    def record(path: str, view: AttentionView) -> None:
+        seen.add(path, statistics(view, observe, device) if stats else view.copy(device))
+
+    def miss(path: str, reason: str) -> None:
+        seen.unseen.setdefault(path, reason)
+
+    with Place(model, paths, seen.ran) as place, caught_by(Watcher(place.innermost, observe, record, miss)):
+        yield seen
+    if seen.unseen:
+        # From the caller's `with`: past this generator and contextlib.
+        warnings.warn(f"watch: attention that cannot be seen: {seen.unseen_text()}{_hint(model)}", stacklevel=3)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        compiled = isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction))
+        if compiled or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise WatchError(
+                f"model: {path or 'it'} is compiled, and compiled code makes no calls that could be seen. Watch the "
+                f"model it was compiled from (model._orig_mod, for torch.compile)."
+            )
+
+
+def _hint(model: nn.Module) -> str:
+    """What would make the attention of a Hugging Face model visible, if that is what it lacks."""
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if implementation in (None, "sdpa", "limelight"):
+        return ""
+    return f' The model runs on {implementation!r} attention: model.set_attn_implementation("sdpa") makes it visible.'

@@ -1,0 +1,95 @@
+"""Where in a model a call is made: module paths, patterns over them, and hooks that tell which module runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from limelight.errors import ArgumentError, WatchError
+
+
+def chosen(model: nn.Module, layers: str | Sequence[str] | None) -> set[str]:
+    """The paths of the modules that a pattern, or one of several, names: the module itself or one it lies in.
+
+    `*`, `?` and `[...]` as in file names; `*` also crosses dots. None: all.
+
+    Errors: WatchError, with near misses, for a pattern that names no module.
+    """
+    paths = [path for path, _ in model.named_modules()]
+    if layers is None:
+        return set(paths)
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    if not patterns or not all(isinstance(one, str) for one in patterns):
+        raise ArgumentError(f"layers must be None, a pattern of module paths, or several; it is {layers!r}.")
+    found: set[str] = set()
+    for pattern in patterns:
+        named = {path for path in paths if fnmatchcase(path, pattern)}
+        if not named:
+            near = get_close_matches(pattern, paths, n=3, cutoff=0.4) or paths[1:4]
+            raise WatchError(
+                f"layers: no module of this {type(model).__name__} matches {pattern!r}; near it: "
+                f"{', '.join(map(repr, near))}. `*` stands for anything, dots as well."
+            )
+        found |= {path for path in paths if any(inside in named for inside in _around(path))}
+    return found
+
+
+def _around(path: str) -> list[str]:
+    """The path and those of the modules around it, but for the model itself, which "*" and "" name."""
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+@dataclass(slots=True)
+class Running:
+    """A module that is running: its path, whether it was chosen, and the products of matrices it has made so far."""
+
+    path: str
+    chosen: bool
+    products: set[tuple[int, int, int]] = field(default_factory=set)
+
+
+class Place:
+    """The stack of running modules of one model in the thread that made this object."""
+
+    def __init__(self, model: nn.Module, wanted: set[str], ran: set[str]) -> None:
+        self._model, self._wanted, self._ran = model, wanted, ran
+        self._thread = threading.get_ident()
+        self._stack: list[Running] = []
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> Place:
+        for path, module in self._model.named_modules():
+            running = (path, path in self._wanted)
+            self._hooks.append(module.register_forward_pre_hook(self._entering(*running)))
+            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def innermost(self) -> Running | None:
+        """The innermost running module, if it was chosen."""
+        return self._stack[-1] if self._stack and self._stack[-1].chosen else None
+
+    def _entering(self, path: str, wanted: bool) -> Any:
+        def hook(module: nn.Module, inputs: object) -> None:
+            if threading.get_ident() == self._thread:
+                self._stack.append(Running(path, wanted))
+                if wanted:
+                    self._ran.add(path)
+
+        return hook
+
+    def _leaving(self, module: nn.Module, inputs: object, output: object) -> None:
+        if self._stack and threading.get_ident() == self._thread:
+            self._stack.pop()

@@ -1,0 +1,149 @@
+"""What a watched block has seen: a mapping from module path to what its calls showed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from limelight.errors import ArgumentError, WatchError
+from limelight.view import AttentionView, Links, Observation
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What was asked for of one call, without the view: the answers of `AttentionView` to the same questions.
+
+    `shape` is that of the attention matrix, (..., H, T, S).
+    """
+
+    shape: tuple[int, ...]
+    _received: Tensor | None = None
+    _entropy: Tensor | None = None
+    _top: Links | None = None
+
+    def received(self) -> Tensor:
+        """Σ_i w_ij, [..., H, S]. ArgumentError if "received" was not in `observe`."""
+        return self._received if self._received is not None else self._missing('"received"')
+
+    def entropy(self) -> Tensor:
+        """The entropy of each query in nats, [..., H, T]. ArgumentError if "entropy" was not in `observe`."""
+        return self._entropy if self._entropy is not None else self._missing('"entropy"')
+
+    def top(self, k: int) -> Links:
+        """The min(k, S) strongest links of each query. ArgumentError if no `top` of at least k was in `observe`."""
+        if self._top is None or self._top.indices.shape[-1] < min(k, self.shape[-1]):
+            self._missing(f"top({k})")
+        return Links(self._top.indices[..., :k], self._top.weights[..., :k])
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the tensors kept."""
+        tensors = (self._received, self._entropy, *(self._top or ()))
+        return sum(one.nbytes for one in tensors if one is not None)
+
+    def _missing(self, name: str):
+        raise ArgumentError(
+            f"observe: {name} was not asked for, and with keep='stats' nothing else is kept. "
+            f"Use watch(..., observe=({name},)), or keep='views'."
+        )
+
+
+def statistics(view: AttentionView, observe: Sequence[Observation], device: torch.device | None) -> Statistics:
+    """The answers of a view to what is asked for, on that device, or where they are."""
+
+    def there(tensor: Tensor) -> Tensor:
+        return tensor if device is None else tensor.to(device)
+
+    names = {one.name for one in observe}
+    most = max((one.k for one in observe), default=0)
+    return Statistics(
+        view.shape,
+        there(view.received()) if "received" in names else None,
+        there(view.entropy()) if "entropy" in names else None,
+        Links(*map(there, view.top(most))) if most else None,
+    )
+
+
+One = TypeVar("One", AttentionView, Statistics)
+
+
+class Seen(Mapping[str, list[One]], Generic[One]):
+    """Module path -> what each of its attention calls showed, in the order of the calls.
+
+    `unseen` maps the paths of modules that were found to attend in a way that cannot be watched to the reason. `ran`
+    are the paths of all watched modules that were run inside the block.
+
+    Errors: WatchError, a KeyError, for a path without attention calls, and from iterating where there were none at all;
+    it says what was seen instead.
+    """
+
+    def __init__(self, hint: str = "") -> None:
+        self._calls: dict[str, list[One]] = {}
+        self._hint = hint
+        self.unseen: dict[str, str] = {}
+        self.ran: set[str] = set()
+
+    def add(self, path: str, one: One) -> None:
+        """One more call of that module."""
+        self._calls.setdefault(path, []).append(one)
+
+    def __getitem__(self, path: str) -> list[One]:
+        have = self._calls.get(path)
+        if have is None:
+            raise WatchError(self._why_not(path))
+        return have
+
+    def __iter__(self) -> Iterator[str]:
+        if not self._calls:
+            raise WatchError(self.nothing())
+        return iter(self._calls)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._calls
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of all tensors kept."""
+        return sum(one.kept_bytes for calls in self._calls.values() for one in calls)
+
+    def __repr__(self) -> str:
+        calls = sum(len(one) for one in self._calls.values())
+        unseen = f", {len(self.unseen)} modules unseen" if self.unseen else ""
+        return f"Seen({len(self)} modules, {calls} calls, keeps {self.kept_bytes:,} bytes{unseen})"
+
+    def nothing(self) -> str:
+        """Why there is nothing to see."""
+        if self.unseen:
+            return f"No attention call was seen. {self.unseen_text()}{self._hint}"
+        if not self.ran:
+            return (
+                "No attention call was seen: no module of the watched model, or of the layers chosen, was run inside "
+                "the block by the thread that entered it. Call the model inside the block."
+            )
+        return (
+            f"No attention call was seen: {len(self.ran)} modules ran, and none of them called "
+            f"F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend.{self._hint}"
+        )
+
+    def unseen_text(self) -> str:
+        """Which modules attend unseen, and why."""
+        path, reason = next(iter(self.unseen.items()))
+        others = f" (and {len(self.unseen) - 1} more modules)" if len(self.unseen) > 1 else ""
+        return f"{path or 'The model itself'}{others}: {reason}."
+
+    def _why_not(self, path: str) -> str:
+        if path in self.unseen:
+            return f"The attention of {path} cannot be seen: {self.unseen[path]}.{self._hint}"
+        if not self._calls:
+            return self.nothing()
+        near = get_close_matches(path, self._calls, n=3, cutoff=0.4) or list(self._calls)[:3]
+        reason = "ran, and made no attention call" if path in self.ran else "was not seen to attend"
+        return f"{path!r} {reason}; near it: {', '.join(map(repr, near))}; {len(self)} modules in all."

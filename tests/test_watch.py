@@ -1,0 +1,520 @@
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.support.allocations import Largest
+from torch import nn
+
+import limelight
+from limelight import attend, causal, top, watch
+from limelight.backends import extension
+from limelight.errors import ArgumentError, WatchError
+from limelight.layers import BahdanauAttention, MultiHeadAttention
+
+ALL = ("received", "entropy", top(3))
+native = pytest.mark.skipif(extension.refusal() is not None, reason="the native extension is not there")
+
+
+class Torch(nn.Module):
+    """Self-attention over torch's function, with whatever options."""
+
+    def __init__(self, width=22, heads=2, **options):
+        super().__init__()
+        self.project = nn.Linear(width, 3 * width)
+        self.heads, self.options = heads, options
+
+    def forward(self, x):
+        parts = self.project(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
+        query, key, value = parts
+        out = F.scaled_dot_product_attention(query, key, value, **self.options)
+        return out.transpose(-3, -2).flatten(-2)
+
+    def weights(self, x, causal=False):
+        query, key, _ = self.project(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1) > 0, -torch.inf)
+        return scores.softmax(-1)
+
+
+class Eager(nn.Module):
+    """Attention that nobody can catch."""
+
+    def forward(self, x):
+        return torch.softmax(x @ x.mT / x.shape[-1] ** 0.5, -1) @ x
+
+
+def layers(count=2, **options):
+    return nn.Sequential(*(Torch(**options) for _ in range(count)))
+
+
+def same(a, b, atol=2e-6):
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["views", "stats"])
+def test_every_call_is_seen_and_nothing_changes(keep):
+    torch.manual_seed(3)
+    model, x = layers(is_causal=True), torch.randn(3, 7, 22)
+    expected = model(x)
+    with watch(model, observe=ALL, keep=keep) as seen:
+        same(model(x), expected)
+        model(x[:1])
+    assert list(seen) == ["0", "1"]
+    assert [one.shape for one in seen["1"]] == [(3, 2, 7, 7), (1, 2, 7, 7)]
+    weights = model[0].weights(x, causal=True).detach()
+    one = seen["0"][0]
+    same(one.received(), weights.sum(-2))
+    same(one.entropy(), torch.special.entr(weights).sum(-1))
+    same(one.top(2).weights, weights.topk(2).values)
+    assert torch.equal(one.top(1).indices[..., 0], weights.argmax(-1))
+    if keep == "views":
+        same(one.dense(), weights)
+
+
+def test_statistics_keep_only_what_was_asked_for():
+    model, x = layers(), torch.randn(1, 50, 22)
+    with watch(model, observe="entropy", keep="stats") as seen:
+        model(x)
+    assert seen.kept_bytes == 2 * 2 * 50 * 4
+    with pytest.raises(ArgumentError, match=r'observe: "received" was not asked for'):
+        seen["0"][0].received()
+    with pytest.raises(ArgumentError, match=r"top\(2\) was not asked for"):
+        seen["0"][0].top(2)
+    with watch(model, observe=top(3), keep="stats") as seen:
+        model(x)
+    assert seen["0"][0].top(2).indices.shape == (1, 2, 50, 2)
+    with pytest.raises(ArgumentError, match=r"top\(4\)"):
+        seen["0"][0].top(4)
+    with pytest.raises(ArgumentError, match="it names nothing"):
+        watch(model, keep="stats")
+
+
+def assert_bits(model, x, train):
+    """The model gives the same bits and gradients inside a block as outside."""
+    model.train(train)
+    results = []
+    for block in (False, True):
+        model.zero_grad()
+        torch.manual_seed(11)
+        if block:
+            with watch(model, observe=ALL) as seen:
+                output = model(x)
+        else:
+            output = model(x)
+        output.square().sum().backward()
+        results.append((output.detach(), *(one.grad for one in model.parameters())))
+    for before, inside in zip(*results, strict=True):
+        assert torch.equal(before, inside)
+    return seen
+
+
+def test_dropout_is_left_to_torch_bit_for_bit():
+    model, x = layers(dropout_p=0.4), torch.randn(2, 7, 22)
+    seen = assert_bits(model, x, True)
+    same(seen["0"][0].dense(), model[0].weights(x).detach())
+
+
+def test_float64_is_left_to_torch():
+    bias = nn.Parameter(torch.randn(7, 7, dtype=torch.float64))
+    model = layers(attn_mask=bias).double()
+    model.register_parameter("bias", bias)
+    seen = assert_bits(model, torch.randn(2, 7, 22, dtype=torch.float64), True)
+    assert not seen["0"][0].dense().requires_grad
+
+
+def test_autocast_is_left_to_torch():
+    model, x = layers(), torch.randn(2, 7, 22)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with watch(model) as seen:
+            assert torch.equal(model(x), expected)
+    assert seen["0"][0].shape == (2, 2, 7, 7)
+
+
+def graph(node):
+    """The names of all operations behind an output."""
+    return set() if node is None else {node.name()}.union(*(graph(one) for one, _ in node.next_functions))
+
+
+@native
+def test_the_native_kernel_gives_torchs_gradients():
+    bias = nn.Parameter(torch.randn(37, 37))
+    model, x = layers(attn_mask=bias), torch.randn(2, 37, 22)
+    model.register_parameter("bias", bias)
+    grads = []
+    for block in (False, True):
+        model.zero_grad()
+        if block:
+            with watch(model, observe=ALL):
+                output = model(x)
+            assert any("_Attention" in name for name in graph(output.grad_fn))
+        else:
+            output = model(x)
+        output.square().sum().backward()
+        grads.append([one.grad for one in model.parameters()])
+    for one, other in zip(*grads, strict=True):
+        same(one, other, atol=2e-4)
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_views_have_no_graph_and_work_outside_any_mode(grad):
+    model, x = layers(), torch.randn(1, 7, 22)
+    with grad(), watch(model) as seen:
+        model(x)
+    view = seen["0"][0]
+    assert not view.lse.requires_grad
+    assert not view.dense().requires_grad
+    same(view.dense(), model[0].weights(x).detach())
+    assert view.entropy().shape == (1, 2, 7)
+
+
+def test_the_graph_is_not_kept_alive():
+    class Node:
+        """Lives as long as the graph of what was marked."""
+
+    class Mark(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, node):
+            ctx.node = node
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return gradients[0], None
+
+    model, node = layers(), Node()
+    with watch(model, observe=ALL) as seen:
+        output = model(Mark.apply(torch.randn(1, 7, 22, requires_grad=True), node))
+    alive = weakref.ref(node)
+    del node
+    assert alive() is not None
+    del output
+    gc.collect()
+    assert alive() is None
+    assert len(seen) == 2
+
+
+def test_what_happens_to_the_tensors_later_does_not_change_a_view():
+    class Cache(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.key = torch.randn(1, 1, 5, 3)
+
+        def forward(self, x):
+            out = F.scaled_dot_product_attention(x, self.key, self.key)
+            self.key.add_(1.0)
+            return out
+
+    model, x = Cache(), torch.randn(1, 1, 2, 3)
+    expected = (x @ model.key.mT / 3**0.5).softmax(-1)
+    with watch(model) as seen:
+        model(x)
+    same(seen[""][0].dense(), expected)
+
+
+def test_memory_stays_linear():
+    model, x = layers(1, width=8, is_causal=True), torch.randn(1, 4099, 8)
+    with torch.no_grad(), Largest() as largest, watch(model, observe=ALL) as seen:
+        model(x)
+        seen["0"][0].copy()
+    assert largest.numel < 4099 * 4099 // 2
+    assert seen.kept_bytes < 4099 * 200
+
+
+def test_kept_on_the_cpu():
+    model, x = layers(), torch.randn(1, 7, 22)
+    with watch(model, observe=ALL, offload="cpu") as seen:
+        model(x)
+    assert seen["0"][0].lse.device.type == "cpu"
+    with pytest.raises(ArgumentError, match="offload must be one of 'cpu'"):
+        watch(model, offload="disk")  # pyright: ignore
+
+
+# nn.MultiheadAttention and what is built on it
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_multihead_attention(batch_first, need_weights, masked):
+    torch.manual_seed(5)
+    model = nn.MultiheadAttention(12, 3, batch_first=batch_first, add_bias_kv=masked)
+    sizes = ((2, 5), (2, 7)) if batch_first else ((5, 2), (7, 2))
+    query, memory = (torch.randn(*size, 12) for size in sizes)
+    options = {"need_weights": need_weights}
+    if masked:
+        options["key_padding_mask"] = torch.arange(7) > torch.tensor([[6], [3]])
+        options["attn_mask"] = torch.ones(5, 7).triu(3) > 0
+    expected, _ = model(query, memory, memory, **options)
+    _, weights = model(query, memory, memory, **{**options, "need_weights": True}, average_attn_weights=False)
+    with watch(model, observe=ALL) as seen:
+        output, returned = model(query, memory, memory, **options)
+    (same if not need_weights else torch.equal)(output, expected)
+    if need_weights:
+        assert torch.equal(output, expected)
+        same(returned, weights.mean(1))
+    view = seen[""][0]
+    assert view.shape == (2, 3, 5, 7 + masked)
+    same(view.dense(), weights.detach())
+    same(view.received(), weights.detach().sum(-2))
+
+
+def test_unbatched_multihead_attention():
+    model, x = nn.MultiheadAttention(12, 3), torch.randn(5, 12)
+    _, weights = model(x, x, x, average_attn_weights=False)
+    with watch(model) as seen:
+        model(x, x, x)
+        model(x, x, x, need_weights=False)
+    for view in seen[""]:
+        same(view.dense().squeeze(0) if view.dense().ndim > 3 else view.dense(), weights.detach())
+
+
+def test_multihead_attention_with_dropout_gives_the_same_bits():
+    class Wrapped(nn.Module):
+        def __init__(self, need_weights):
+            super().__init__()
+            self.inner, self.need_weights = nn.MultiheadAttention(12, 3, dropout=0.3), need_weights
+
+        def forward(self, x):
+            return self.inner(x, x, x, need_weights=self.need_weights)[0]
+
+    for need_weights in (True, False):
+        seen = assert_bits(Wrapped(need_weights), torch.randn(5, 2, 12), True)
+        assert [one.shape for one in seen["inner"]] == [(2, 3, 5, 5)]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_the_fast_path_of_the_transformer_is_off_inside_and_back_after():
+    torch.manual_seed(7)
+    model = nn.Transformer(12, 2, 2, 2, 24, batch_first=True).eval()
+    source, target = torch.randn(2, 7, 12), torch.randn(2, 5, 12)
+    padding = torch.tensor([[False] * 7, [False] * 5 + [True] * 2])
+    with torch.no_grad():
+        before = model(source, target, src_key_padding_mask=padding, memory_key_padding_mask=padding)
+        with watch(model, observe=ALL) as seen:
+            inside = model(source, target, src_key_padding_mask=padding, memory_key_padding_mask=padding)
+        after = model(source, target, src_key_padding_mask=padding, memory_key_padding_mask=padding)
+    assert torch.equal(before, after)
+    same(inside, before)
+    assert {path: view.shape for path, (view,) in seen.items()} == {
+        **{f"encoder.layers.{i}.self_attn": (2, 2, 7, 7) for i in range(2)},
+        **{f"decoder.layers.{i}.self_attn": (2, 2, 5, 5) for i in range(2)},
+        **{f"decoder.layers.{i}.multihead_attn": (2, 2, 5, 7) for i in range(2)},
+    }
+    assert seen["encoder.layers.0.self_attn"][0].dense()[1, ..., 5:].abs().max() == 0
+
+
+# our own layers
+
+
+@pytest.mark.parametrize("observe", [False, True])
+def test_our_layers(observe):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.multi, self.additive = MultiHeadAttention(12, 3), BahdanauAttention(12, 12, 5)
+
+        def forward(self, x):
+            x, _ = self.multi(x, *self.multi.keys_values(x), causal(), observe=observe)
+            return self.additive(x, self.additive.keys(x), x, observe=observe)
+
+    model, x = Model(), torch.randn(2, 7, 12)
+    expected, _ = model(x)
+    with watch(model, observe=ALL) as seen:
+        got, weights = model(x)
+    same(got, expected)
+    assert list(seen) == ["multi", "additive"]
+    assert not seen.unseen
+    assert seen["multi"][0].shape == (2, 3, 7, 7)
+    assert seen["additive"][0].shape == (2, 1, 7, 7)
+    if weights is not None:
+        same(seen["additive"][0].dense()[:, 0], weights.detach())
+
+
+def test_a_backend_named_by_the_layer_computes_its_output():
+    class Named(nn.Module):
+        def forward(self, x):
+            return attend(x, x, x, dropout=0.2, seed=3, backend="streaming")
+
+    model, x = Named(), torch.randn(2, 7, 5)
+    with watch(model) as seen:
+        assert torch.equal(model(x), attend(x, x, x, dropout=0.2, seed=3, backend="streaming"))
+    assert seen[""][0].shape == (2, 7, 7)
+
+
+def test_dropout_of_our_layers_is_the_same():
+    model, x = MultiHeadAttention(12, 3, dropout=0.3), torch.randn(2, 7, 12)
+    torch.manual_seed(1)
+    expected, _ = model(x, *model.keys_values(x))
+    torch.manual_seed(1)
+    with watch(model):
+        same(model(x, *model.keys_values(x))[0], expected)
+
+
+# layers, nesting, threads
+
+
+def test_layers_are_chosen_by_pattern():
+    model, x = nn.ModuleDict({"encoder": layers(3), "head": layers(1)}), torch.randn(1, 5, 22)
+
+    def run(pattern):
+        with watch(model, layers=pattern) as seen:
+            model["head"](model["encoder"](x))
+        return list(seen)
+
+    assert run("encoder") == run("encoder.*") == ["encoder.0", "encoder.1", "encoder.2"]
+    assert run("*.0") == ["encoder.0", "head.0"]
+    assert run(["encoder.[12]", "head"]) == ["encoder.1", "encoder.2", "head.0"]
+    with pytest.raises(WatchError, match=r"no module of this ModuleDict matches 'encodr\.0'; near it: 'encoder\.0'"):
+        watch(model, layers="encodr.0")
+    with pytest.raises(ArgumentError, match="layers must be None, a pattern"):
+        watch(model, layers=[])
+
+
+def test_blocks_nest_and_each_sees_its_own():
+    model, other, x = layers(2), layers(1), torch.randn(1, 5, 22)
+    with watch(model, layers="1", observe=top(1)) as outer:
+        with watch(model, observe=("entropy", top(3)), keep="stats") as inner, watch(other) as foreign:
+            other(model(x))
+        model(x)
+    assert {path: len(calls) for path, calls in outer.items()} == {"1": 2}
+    assert {path: len(calls) for path, calls in inner.items()} == {"0": 1, "1": 1}
+    assert list(foreign) == ["0"]
+    assert torch.equal(outer["1"][0].top(1).indices, inner["1"][0].top(1).indices)
+    with pytest.raises(ArgumentError, match="received"):
+        inner["1"][0].received()
+
+
+def test_threads_do_not_meet():
+    model = layers()
+    inside, seen = threading.Barrier(3, timeout=20), {}
+
+    def work(length):
+        with torch.no_grad(), watch(model) as mine:
+            inside.wait()
+            for _ in range(5):
+                model(torch.randn(1, length, 22))
+            inside.wait()
+        seen[length] = mine
+
+    threads = [threading.Thread(target=work, args=(length,)) for length in (3, 5)]
+    for one in threads:
+        one.start()
+    inside.wait()
+    # A thread without a block of its own is seen by nobody.
+    model(torch.randn(1, 11, 22))
+    inside.wait()
+    for one in threads:
+        one.join()
+    for length, mine in seen.items():
+        assert [view.shape[-1] for view in mine["1"]] == [length] * 5
+
+
+def test_a_block_leaves_nothing_behind_even_when_the_model_raises():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ValueError("on purpose")
+
+    class Catches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bad, self.good = Fails(), Torch()
+
+        def forward(self, x):
+            with contextlib.suppress(ValueError):
+                self.bad(x)
+            return self.good(x)
+
+    model, x = Catches(), torch.randn(1, 5, 22)
+    with watch(model) as seen:
+        model(x)
+    assert list(seen) == ["good"]
+    with pytest.raises(ValueError, match="on purpose"), watch(model):
+        model.bad(x)
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+    assert torch.overrides._get_current_function_mode() is None
+    assert limelight.listening.listener() is None
+
+
+# bad use
+
+
+def test_a_model_without_attention():
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+    with watch(model) as seen:
+        pass
+    with pytest.raises(WatchError, match="no module of the watched model, or of the layers chosen, was run inside"):
+        list(seen)
+    with watch(model) as seen:
+        model(torch.randn(2, 3))
+    assert len(seen) == 0
+    with pytest.raises(WatchError, match=r"3 modules ran, and none of them called F\.scaled_dot_product_attention"):
+        seen["0"]
+    with pytest.raises(WatchError, match="3 modules ran"):
+        seen.items().__iter__().__next__()
+
+
+def test_a_path_that_did_not_attend():
+    model = nn.Sequential(Torch(), nn.ReLU())
+    with watch(model) as seen:
+        model(torch.randn(1, 5, 22))
+    with pytest.raises(WatchError, match=r"'1' ran, and made no attention call; near it: '0'; 1 modules in all"):
+        seen["1"]
+    assert seen.get("2") is None
+    assert "1" not in seen
+
+
+@pytest.mark.parametrize("product", [torch.matmul, lambda a, b: a @ b, lambda a, b: torch.einsum("bij,bjk->bik", a, b)])
+def test_attention_that_cannot_be_seen_is_named(product):
+    class Einsum(nn.Module):
+        def forward(self, x):
+            return F.softmax(product(x, x.mT) + 0.5, dim=-1) @ x
+
+    model, x = nn.Sequential(Torch(), Einsum()), torch.randn(1, 5, 22)
+    with (
+        pytest.warns(UserWarning, match="1: it multiplies query and key and takes the softmax itself"),
+        watch(model) as seen,
+    ):
+        model(x)
+    assert list(seen) == ["0"]
+    with pytest.raises(WatchError, match="The attention of 1 cannot be seen: it multiplies"):
+        seen["1"]
+
+
+def test_a_router_is_no_attention():
+    class Router(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 3))
+
+        def forward(self, x):
+            return F.softmax(x @ self.weight, -1)
+
+    with warnings.catch_warnings(), watch(model := Router()) as seen:
+        warnings.simplefilter("error")
+        model(torch.randn(2, 7, 5))
+    assert not seen.unseen
+
+
+def test_a_compiled_model():
+    with pytest.raises(WatchError, match=r"it is compiled.*model\._orig_mod"):
+        watch(torch.compile(Torch(), backend="eager"))  # pyright: ignore
+    with pytest.raises(ArgumentError, match=r"model must be a torch\.nn\.Module; it is builtin"):
+        watch(torch.relu)  # pyright: ignore
+
+
+def test_torchs_own_errors_stay_torchs():
+    model, x = layers(attn_mask=torch.ones(3, 4, dtype=torch.bool)), torch.randn(1, 5, 22)
+    with (
+        pytest.raises(RuntimeError, match="must match the size of tensor b"),
+        watch(model),
+    ):
+        model(x)
