@@ -135,7 +135,7 @@ def _sides(case: Case, keywords: dict[str, Any], vector: Tensor) -> dict[str, Si
         return sides
     allowed = None
     if case.padded:
-        allowed = (torch.arange(t) < keywords["mask"].counts[:, None])[:, None, None]
+        allowed = (torch.arange(t) < keywords["mask"].count[:, None])[:, None, None]
     sides["torch SDPA, blind"] = lambda q, k, v: F.scaled_dot_product_attention(
         q, k, v, attn_mask=allowed, is_causal=case.causal
     )
@@ -168,7 +168,7 @@ def _check(case: Case, name: str, side: Side, inputs: list[Tensor], keywords: di
         wide = [inputs[0].detach()[:1, :1, last].double(), *(x.detach()[:1, :1].double() for x in inputs[1:])]
         same = dict(keywords)
         if case.padded:
-            same["mask"] = lengths(keywords["mask"].counts[:1])
+            same["mask"] = lengths(keywords["mask"].count[:1])
         if case.additive:
             same["score"] = additive(keywords["score"].vector.double())
         want = attend(*wide, backend="streaming" if case is LONG else "reference", **same)

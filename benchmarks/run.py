@@ -40,20 +40,25 @@ def main() -> None:
     console = Console(width=140)
     console.print(facts)
     parts = {
-        "operation": lambda: list(operation.rows(arguments.seconds, arguments.peers, arguments.case)),
-        "later": lambda: list(later.rows(arguments.rounds)),
+        "operation": lambda: operation.rows(arguments.seconds, arguments.peers, arguments.case),
+        "later": lambda: later.rows(arguments.rounds),
         "translation": lambda: translation.rows(arguments.data, arguments.rounds),
-        "watch": lambda: list(watch.rows(arguments.rounds, arguments.longest)),
+        "watch": lambda: watch.rows(arguments.rounds, arguments.longest),
     }
     for name, measure in parts.items():
         if arguments.only in (None, name):
-            found = measure()
-            _print(console, name, found)
-            _write(
-                arguments.out / f"{facts['date']}-{name}.json",
-                facts | {"data": str(arguments.data and arguments.data.name)},
-                found,
-            )
+            found: list[dict[str, Any]] = []
+            try:
+                for row in measure():
+                    console.print(row)
+                    found.append(row)
+            finally:  # what was measured is kept, whatever ended it
+                _print(console, name, found)
+                _write(
+                    arguments.out / f"{facts['date']}-{name}.json",
+                    facts | {"data": str(arguments.data and arguments.data.name)},
+                    found,
+                )
 
 
 def _print(console: Console, name: str, found: list[dict[str, Any]]) -> None:

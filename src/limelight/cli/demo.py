@@ -27,7 +27,7 @@ _SETTINGS: dict[str, Any] = {
     "rate": 4e-3,
     "warmup": 100,
     "batch_tokens": 512,
-    "epochs": 4,
+    "epochs": 3,
 }
 _OWN_FILES = ("report.json", "attention.png", "data/test.align")  # beside those of every run
 
