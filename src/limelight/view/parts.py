@@ -10,7 +10,8 @@ from torch import Tensor
 
 from limelight.backends.protocol import Call
 from limelight.errors import ArgumentError, StaleViewError
-from limelight.masks import Mask, causal, dense, lengths, segments, window
+from limelight.masks import Mask, band, causal, dense, lengths, segments, window
+from limelight.masks.band import Band
 from limelight.masks.causal import Causal
 from limelight.masks.combined import All, Not
 from limelight.masks.combined import Any as Either
@@ -31,6 +32,7 @@ _SCORES: dict[str, tuple[type, Callable[..., Any]]] = {
     "additive": (Additive, lambda vector, **_: additive(vector)),
 }
 _MASKS: dict[str, tuple[type, Callable[..., Any]]] = {
+    "band": (Band, band),
     "causal": (Causal, causal),
     "window": (Window, window),
     "lengths": (Lengths, lambda count, **_: lengths(count)),
