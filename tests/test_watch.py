@@ -16,7 +16,7 @@ import limelight
 from limelight import attend, causal, top, watch
 from limelight.backends import extension
 from limelight.errors import ArgumentError, WatchError
-from limelight.layers import BahdanauAttention, MultiHeadAttention
+from limelight.layers import BahdanauAttention, GroupedQueryAttention
 
 ALL = ("received", "entropy", top(3))
 native = pytest.mark.skipif(extension.refusal() is not None, reason="the native extension is not there")
@@ -320,7 +320,7 @@ def test_our_layers(observe):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.multi, self.additive = MultiHeadAttention(12, 3), BahdanauAttention(12, 12, 5)
+            self.multi, self.additive = GroupedQueryAttention(12, 3), BahdanauAttention(12, 12, 5)
 
         def forward(self, x):
             x, _ = self.multi(x, *self.multi.keys_values(x), causal(), observe=observe)
@@ -351,7 +351,7 @@ def test_a_backend_named_by_the_layer_computes_its_output():
 
 
 def test_dropout_of_our_layers_is_the_same():
-    model, x = MultiHeadAttention(12, 3, dropout=0.3), torch.randn(2, 7, 12)
+    model, x = GroupedQueryAttention(12, 3, dropout=0.3), torch.randn(2, 7, 12)
     torch.manual_seed(1)
     expected, _ = model(x, *model.keys_values(x))
     torch.manual_seed(1)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from limelight.errors import ArgumentError
-from limelight.layers import BahdanauAttention, FeedForward, LuongAttention, MultiHeadAttention
-from limelight.layers.multihead import append_cache
+from limelight.layers import BahdanauAttention, FeedForward, GroupedQueryAttention, LuongAttention
+from limelight.layers.grouped import append_cache
 from limelight.masks import causal, lengths
 
 B, T, S, Q, M, A = 3, 5, 7, 11, 13, 17
@@ -89,7 +89,7 @@ def test_mistakes_in_luong_attention():
 
 
 def ours_and_torchs(heads=3, width=33):
-    ours = MultiHeadAttention(width, heads).double()
+    ours = GroupedQueryAttention(width, heads).double()
     torchs = nn.MultiheadAttention(width, heads, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
         for parameter in ours.parameters():
@@ -141,7 +141,7 @@ def test_a_cache_grows_at_its_end():
 
 
 def test_weights_are_dropped_in_training_only():
-    ours = MultiHeadAttention(33, 3, dropout=0.5)
+    ours = GroupedQueryAttention(33, 3, dropout=0.5)
     x = torch.randn(B, T, 33)
     first, second = (ours.train()(x, *ours.keys_values(x))[0] for _ in range(2))
     assert not torch.equal(first, second)
@@ -150,7 +150,7 @@ def test_weights_are_dropped_in_training_only():
 
 
 def test_each_projection_starts_as_glorot_says():
-    ours = MultiHeadAttention(60, 3)
+    ours = GroupedQueryAttention(60, 3)
     # Uniform in ±sqrt(6 / (in + out)), as if query, key and value stood apart.
     bound = math.sqrt(6 / 120)
     for weight in (ours.query.weight, *ours.key_value.weight.chunk(2), ours.output.weight):
@@ -159,7 +159,27 @@ def test_each_projection_starts_as_glorot_says():
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ArgumentError, match="heads: must divide the width 33, got 5"):
-        MultiHeadAttention(33, 5)
+        GroupedQueryAttention(33, 5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_queries_share_the_heads_of_their_group(groups):
+    shared, full = GroupedQueryAttention(36, 4, key_value_heads=groups), GroupedQueryAttention(36, 4)
+    full.load_state_dict(
+        shared.state_dict() | {"key_value.weight": torch.empty(72, 36), "key_value.bias": torch.empty(72)}
+    )
+    with torch.no_grad():  # every head of a group gets the group's own projection
+        for ours, theirs in zip(full.key_value.parameters(), shared.key_value.parameters(), strict=True):
+            grouped = theirs.unflatten(0, (2, groups, 9)).repeat_interleave(4 // groups, 1)
+            ours.copy_(grouped.flatten(0, 2))
+    x = torch.randn(B, T, 36)
+    found, expected = shared(x, *shared.keys_values(x), causal()), full(x, *full.keys_values(x), causal())
+    torch.testing.assert_close(found[0], expected[0])
+
+
+def test_key_value_heads_must_divide_the_heads():
+    with pytest.raises(ArgumentError, match="key_value_heads: must divide the 4 heads, got 3"):
+        GroupedQueryAttention(36, 4, key_value_heads=3)
 
 
 def test_feed_forward_is_its_formula():

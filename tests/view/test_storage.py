@@ -112,7 +112,9 @@ def test_what_has_code_cannot_be_saved(tmp_path):
         def per_key(self):
             return False
 
-    with pytest.raises(ArgumentError, match=r"the mask Mine cannot be written.*limelight.masks can \(band, causal, window"):
+    with pytest.raises(
+        ArgumentError, match=r"the mask Mine cannot be written.*limelight.masks can \(band, causal, window"
+    ):
         _view(mask=limelight.causal() & ~Mine()).save(tmp_path / "one")
     assert not list(tmp_path.iterdir())
 

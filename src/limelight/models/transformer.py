@@ -8,8 +8,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from limelight.layers import Dropout, FeedForward, MultiHeadAttention, SinusoidalPositions
-from limelight.layers.multihead import append_cache
+from limelight.layers import Dropout, FeedForward, GroupedQueryAttention, SinusoidalPositions
+from limelight.layers.grouped import append_cache
 from limelight.masks import Mask, causal, lengths
 from limelight.models.config import TransformerConfig
 from limelight.models.protocol import DecodingState, Teacher, TranslationModel
@@ -39,7 +39,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.attention = MultiHeadAttention(config.width, config.heads, config.dropout)
+        self.attention = GroupedQueryAttention(config.width, config.heads, config.dropout)
         self.attention_residual = Residual(config.width, config.norm, config.dropout)
         self.feedforward = FeedForward(config.width, config.feedforward, config.dropout)
         self.feedforward_residual = Residual(config.width, config.norm, config.dropout)
@@ -58,9 +58,9 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.self_attention = MultiHeadAttention(config.width, config.heads, config.dropout)
+        self.self_attention = GroupedQueryAttention(config.width, config.heads, config.dropout)
         self.self_residual = Residual(config.width, config.norm, config.dropout)
-        self.cross_attention = MultiHeadAttention(config.width, config.heads, config.dropout)
+        self.cross_attention = GroupedQueryAttention(config.width, config.heads, config.dropout)
         self.cross_residual = Residual(config.width, config.norm, config.dropout)
         self.feedforward = FeedForward(config.width, config.feedforward, config.dropout)
         self.feedforward_residual = Residual(config.width, config.norm, config.dropout)

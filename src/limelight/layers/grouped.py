@@ -1,4 +1,4 @@
-"""Multi-head attention."""
+"""Multi-head attention with grouped queries."""
 
 import torch
 from torch import Tensor, nn
@@ -8,29 +8,35 @@ from limelight.errors import ArgumentError
 from limelight.masks import Mask
 
 
-class MultiHeadAttention(nn.Module):
-    """Concat(head_1 ... head_H) W_O, head_h = attend(x W_Q^h, m W_K^h, m W_V^h). Vaswani et al. (2017), section 3.2.2.
+class GroupedQueryAttention(nn.Module):
+    """Concat(head_1 ... head_H) W_O, head_h = attend(x W_Q^h, m W_K^g, m W_V^g), g = h // (H / G).
 
-    Keys and values are made by `keys_values`, so that a decoder can make those of its memory once and keep those of its
-    past. Dropout on the weights is drawn anew at each call in training mode.
+    As many key and value heads as query heads: multi-head attention (Vaswani et al. 2017, section 3.2.2); one:
+    multi-query attention (Shazeer 2019); between them: grouped-query attention (Ainslie et al. 2023). Keys and values
+    are made by `keys_values`, so that a decoder can make those of its memory once and keep those of its past. Dropout
+    on the weights is drawn anew at each call in training mode.
 
     Args:
         width: C; a multiple of `heads`.
         heads: H.
+        key_value_heads: G, which divides H; H unless given.
         dropout: the share of weights dropped in training.
 
     Raises:
-        ArgumentError: width is no multiple of heads.
+        ArgumentError: width is no multiple of heads, or heads none of key_value_heads.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, key_value_heads: int | None = None):
         super().__init__()
+        groups = heads if key_value_heads is None else key_value_heads
         if width % heads:
             raise ArgumentError(f"heads: must divide the width {width}, got {heads}")
-        self.heads = heads
+        if groups < 1 or heads % groups:
+            raise ArgumentError(f"key_value_heads: must divide the {heads} heads, got {groups}")
+        self.heads, self.key_value_heads = heads, groups
         self.dropout = dropout
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(width, 2 * width // heads * groups)
         self.output = nn.Linear(width, width)
         # Glorot per projection, as if query, key and value stood apart.
         for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
@@ -41,8 +47,8 @@ class MultiHeadAttention(nn.Module):
         return self.query(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., S, C] -> keys and values, each [..., H, S, D]."""
-        both = self.key_value(memory).unflatten(-1, (2, self.heads, -1))  # [..., S, 2, H, D]
+        """[..., S, C] -> keys and values, each [..., G, S, D]."""
+        both = self.key_value(memory).unflatten(-1, (2, self.key_value_heads, -1))  # [..., S, 2, G, D]
         key, value = both.unbind(-3)
         return key.transpose(-3, -2), value.transpose(-3, -2)
 
@@ -53,8 +59,8 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             x: [..., T, C].
-            key: [..., H, S, D].
-            value: [..., H, S, D].
+            key: [..., G, S, D].
+            value: [..., G, S, D].
             mask: who may attend to whom.
             observe: also return the weights, averaged over the heads.
 
