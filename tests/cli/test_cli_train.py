@@ -144,7 +144,17 @@ def test_resume_takes_the_same_command_again_but_no_other(tmp_path, toy_tsv):
     assert "--model: cannot change when a run is resumed" in said
     assert "it is 'rnn', got 'transformer'" in said
     other = write_toy(tmp_path / "other.tsv")
-    assert f"was begun with {toy_tsv}; leave the corpus out" in refused("train", other, "--resume", "--out", out)
+    assert f"was begun with {toy_tsv}; leave it out" in refused("train", other, "--resume", "--out", out)
+    assert "--dev-file: the run in" in refused(*base, "--dev-file", other)
+
+
+def test_resume_takes_the_same_file_to_validate_on_again_but_no_other(tmp_path, toy_tsv):
+    out, dev = tmp_path / "run", write_toy(tmp_path / "dev.tsv")
+    arguments = ["train", toy_tsv, "--dev-file", dev, "--out", out, *options(**QUICK)]
+    assert limelight(*arguments).code == 0
+    assert limelight(*arguments, "--resume").code == 0
+    said = refused("train", "--resume", "--out", out, "--dev-file", toy_tsv)
+    assert f"was begun with {dev}; leave it out" in said
 
 
 def test_ctrl_c_saves_and_resume_ends_what_was_begun(tmp_path, toy_tsv):

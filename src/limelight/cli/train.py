@@ -1,16 +1,13 @@
 """`limelight train`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from limelight.cli.options import MOST_THREADS, Source, Target, Tsv, pairs_from, quoted, say
-
-if TYPE_CHECKING:
-    from limelight.data import Corpus
 
 _DATA, _SIZES, _HOW = "Text", "Model", "Training"
 
@@ -115,7 +112,8 @@ def train(
         raise ArgumentError("resume: does not go with --overwrite; choose one")
     with _told_how_to_go_on(out, resume):
         if resume:
-            _check_corpus(out, given)
+            _check_same(out, "corpus", [] if given is None else given.paths)
+            _check_same(out, "dev_file", [] if dev_file is None else [dev_file])
             _, progress = training.resume(out, **settings)
         else:
             pairs = given or pairs_from(corpus, source, target)
@@ -151,18 +149,16 @@ def _told_how_to_go_on(out: Path, resuming: bool) -> Iterator[None]:
         raise
 
 
-def _check_corpus(out: Path, given: "Corpus | None") -> None:
-    """The command that began a run may be repeated with --resume, but not with another corpus."""
+def _check_same(out: Path, name: str, given: Iterable[Path]) -> None:
+    """The command that began a run may be repeated with --resume, but not with other files."""
     from limelight.errors import ArgumentError
     from limelight.run_folder import RunFolder
 
-    if given is None:
-        return
-    had = [Path(path).resolve() for path in RunFolder(out).read_config().get("corpus", [])]
-    if [path.resolve() for path in given.paths] != had:
-        raise ArgumentError(
-            f"corpus: the run in {out} was begun with {' and '.join(map(str, had))}; leave the corpus out"
-        )
+    now = [path.resolve() for path in given]
+    had = [Path(path).resolve() for path in RunFolder(out).read_config().get(name, [])] if now else []
+    if now != had:
+        begun = f"with {' and '.join(map(str, had))}" if had else "without one"
+        raise ArgumentError(f"{name}: the run in {out} was begun {begun}; leave it out")
 
 
 def _written(path: Path) -> int:

@@ -172,6 +172,7 @@ def _begin(
                 "training": asdict(training),
                 "dev_checksum": file_checksum(run.data / "dev.tsv"),
                 "corpus": [str(path) for path in corpus.paths],
+                "dev_file": [] if dev_corpus is None else [str(path) for path in dev_corpus.paths],
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
                 "command": sys.argv,
