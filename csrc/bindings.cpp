@@ -89,6 +89,20 @@ Backward backward_of(nb::tuple numbers) {
   return call;
 }
 
+limelight::RowScores row_scores_of(nb::tuple numbers) {
+  Numbers from(numbers);
+  limelight::RowScores call;
+  call.scores = from.pointer<float>();
+  call.rows = from.whole(), call.columns = from.whole(), call.stride = from.whole();
+  call.lse = from.pointer<float>();
+  call.value = from.pointer<float>();
+  call.index = from.pointer<int64_t>();
+  call.top = static_cast<int32_t>(from.whole());
+  call.threads = static_cast<int32_t>(from.whole());
+  from.end();
+  return call;
+}
+
 template <class Kind>
 bool run(bool (*kernel)(const Kind&), const Kind& call) {
   nb::gil_scoped_release others_may_run;
@@ -121,4 +135,8 @@ NB_MODULE(_native, module) {
              about);
   module.def("additive_backward",
              [](nb::tuple call) { return run(limelight::kernels().additive_backward, backward_of(call)); }, about);
+  module.def("strongest_rows",
+             [](nb::tuple call) { return run(limelight::kernels().strongest_rows, row_scores_of(call)); },
+             "The largest scores of rows and their log-sum-exp, given as the flat tuple that limelight.backends.rows builds.\n"
+             "False where a row holds NaN or +inf or less than that above -inf: then the results are of no use.");
 }

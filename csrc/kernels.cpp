@@ -6,6 +6,7 @@
 #include "dot_backward.h"
 #include "dot_forward.h"
 #include "peak.h"
+#include "strongest_rows.h"
 
 #define LIMELIGHT_TEXT_(name) #name
 #define LIMELIGHT_TEXT(name) LIMELIGHT_TEXT_(name)
@@ -14,7 +15,7 @@ namespace limelight::LIMELIGHT_ISA {
 
 const Kernels& kernels() {
   static const Kernels table{LIMELIGHT_TEXT(LIMELIGHT_ISA), dot_forward, dot_backward, additive_forward,
-                             additive_backward,           multiply_add_peak};
+                             additive_backward,           strongest_rows, multiply_add_peak};
   return table;
 }
 

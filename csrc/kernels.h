@@ -74,6 +74,17 @@ struct Backward : Call {
   float* grad_vector = nullptr;     // additive: as `vector`, set to 0 by the caller
 };
 
+// Scores [rows, columns], fp32, columns side by side; columns < 2^31. Of each row: log sum_j e^(s_j), and the `top`
+// largest scores with their columns, the largest first, of equal ones the lower column first.
+struct RowScores {
+  const float* scores = nullptr;
+  int64_t rows = 0, columns = 0, stride = 0;
+  float* lse = nullptr;      // [rows]
+  float* value = nullptr;    // [rows, top]
+  int64_t* index = nullptr;  // [rows, top]
+  int32_t top = 1, threads = 1;
+};
+
 // One table per instruction set. Each kernel returns false, its results then being of no use, where NaN or inf stands
 // in what it read: the caller then takes a slower road that keeps them behind the mask.
 struct Kernels {
@@ -82,6 +93,7 @@ struct Kernels {
   bool (*dot_backward)(const Backward&);
   bool (*additive_forward)(const Forward&);
   bool (*additive_backward)(const Backward&);
+  bool (*strongest_rows)(const RowScores&);
   double (*multiply_add_peak)(int threads, double seconds);
 };
 

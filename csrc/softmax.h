@@ -175,6 +175,12 @@ class Strongest {
       }
   }
 
+  // The scores of row r and their keys.
+  void copy(int64_t r, float* scores, int64_t* keys) const {
+    std::copy(score_ + r * stride_, score_ + r * stride_ + k_, scores);
+    std::copy(index_ + r * stride_, index_ + r * stride_ + k_, keys);
+  }
+
   // Line `line` of the answer: those of row r, weighed with the row's m and 1 / l.
   void write(const Observed& seen, int64_t line, int64_t r, float m, float inverse) const {
     for (int32_t i = 0; i < k_; i++) {

@@ -43,7 +43,7 @@ class Translator:
         target_tokenizer: Tokenizer,
         *,
         device: str = "auto",
-        batch_tokens: int = 4096,
+        batch_tokens: int = 8192,
         longest: int = 512,
     ):
         self.device = find_device(device)

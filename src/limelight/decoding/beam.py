@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limelight.backends.rows import strongest
 from limelight.decoding.hypothesis import Hypothesis, SearchLimits
 from limelight.errors import ArgumentError
 from limelight.models.protocol import TranslationModel
@@ -113,8 +114,8 @@ class _Search:
         vocabulary = logits.shape[-1]
         width = min(2 * self.beam, vocabulary)
         # The best 2K of a sentence are among the best 2K of each of its hypotheses.
-        top, token = logits.topk(width, -1)  # [B', K, 2K]
-        total = self.live.unsqueeze(-1) + top - logits.logsumexp(-1, keepdim=True)
+        top, token, norm = strongest(logits, width)  # [B', K, 2K], [B', K, 2K], [B', K]
+        total = self.live.unsqueeze(-1) + top - norm.unsqueeze(-1)
         total, flat = total.flatten(1).topk(min(2 * self.beam, total[0].numel()), -1)  # [B', 2K]
         parent, token = flat // width, token.flatten(1).gather(1, flat)
         length = self.history.shape[-1] + 1

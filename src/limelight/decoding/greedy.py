@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from limelight.backends.rows import strongest
 from limelight.decoding.hypothesis import Hypothesis, SearchLimits
 from limelight.models.protocol import TranslationModel
 
@@ -36,9 +37,9 @@ def greedy_search(
     last = torch.full((count, 1), limits.bos, device=device)
     for t in range(longest):
         logits, weights, state = model.step(last, state, observe=observe)
-        logits = limits.ban(logits.squeeze(1).float())
-        best, choice = logits.max(-1)
-        log_prob[rows] += torch.where(live, best - logits.logsumexp(-1), 0.0)
+        best, choice, total = (part.squeeze(1) for part in strongest(limits.ban(logits.float()), 1))
+        best, choice = best.squeeze(-1), choice.squeeze(-1)
+        log_prob[rows] += torch.where(live, best - total, 0.0)
         tokens[rows, t] = torch.where(live, choice, limits.eos)
         if weights is not None:
             if seen is None:
