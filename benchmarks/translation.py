@@ -6,6 +6,8 @@ Joint BPE of 10,000 tokens, batches of 4,096 tokens, fp32, Adam.
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from limelight.training.prepare import Prepared, prepare
 from limelight.translator import Translator
 
 _BATCHES = 6  # per round and side
+_LENGTH = 14  # tokens of a German reference
 
 
 def rows(data: Path | None, rounds: int) -> list[dict[str, Any]]:
@@ -118,23 +121,29 @@ def _epoch(model: nn.Module, loss_of: Callable[[Batch], torch.Tensor], batches: 
 
 
 def _decoding(name: str, config: ModelConfig, prepared: Prepared, sentences: list[str]) -> list[dict[str, Any]]:
-    """Decoding with trained weights: an untrained model would write sentences of any length."""
+    """Decoding after a little training, every translation of the length that references have on average.
+
+    What a model has learned, and when it stops, would otherwise decide how much there is to do.
+    """
     torch.manual_seed(1)
     model = build_model(config)
     _learn(model, Batches(prepared.corpus, max_tokens=4096, seed=1))
     translator = Translator(model, prepared.source_tokenizer, prepared.target_tokenizer)
+    limits = translator.limits
+    translator.limits = replace(limits, ratio=0.0, extra=_LENGTH, banned=(*limits.banned, limits.eos))
     found = []
     for beam in (1, 5):
         for observe in (False, True):
-            timing = interleaved(
-                {"": lambda b=beam, o=observe: translator.translate(sentences, beam=b, observe=o)}, rounds=3
-            )[""]
+            work = partial(translator.translate, sentences, beam=beam, observe=observe)
+            tokens = sum(len(translation.target_tokens) for translation in work())
+            timing = interleaved({"": work}, rounds=3)[""]
             found.append(
                 {
                     "model": name,
                     "work": f"{'greedy' if beam == 1 else f'beam {beam}'}{', looking' if observe else ''}",
                     "side": "limelight",
                     "sentences": len(sentences),
+                    "tokens_per_sentence": round(tokens / len(sentences), 1),
                     "sentences_per_second": round(len(sentences) / timing.median, 1),
                     "quartiles": [round(len(sentences) / timing.high, 1), round(len(sentences) / timing.low, 1)],
                 }

@@ -92,7 +92,7 @@ Backward backward_of(nb::tuple numbers) {
 limelight::RowScores row_scores_of(nb::tuple numbers) {
   Numbers from(numbers);
   limelight::RowScores call;
-  call.scores = from.pointer<float>();
+  call.scores = from.pointer<float>(), call.bias = from.pointer<float>();
   call.rows = from.whole(), call.columns = from.whole(), call.stride = from.whole();
   call.lse = from.pointer<float>();
   call.value = from.pointer<float>();

@@ -74,10 +74,10 @@ struct Backward : Call {
   float* grad_vector = nullptr;     // additive: as `vector`, set to 0 by the caller
 };
 
-// Scores [rows, columns], fp32, columns side by side; columns < 2^31. Of each row: log sum_j e^(s_j), and the `top`
-// largest scores with their columns, the largest first, of equal ones the lower column first.
+// Scores [rows, columns], fp32, columns side by side, columns < 2^31, and a bias for each column or null. Of each row, the
+// bias added: log sum_j e^(s_j), and the `top` largest scores with their columns, the largest first, of equal ones the lower column first.
 struct RowScores {
-  const float* scores = nullptr;
+  const float *scores = nullptr, *bias = nullptr;
   int64_t rows = 0, columns = 0, stride = 0;
   float* lse = nullptr;      // [rows]
   float* value = nullptr;    // [rows, top]

@@ -7,55 +7,55 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-// False where the row holds NaN or +inf, or less than `top` scores above -inf.
-inline bool strongest_of_row(const RowScores& call, int64_t row, Strongest& strongest) {
-  const float* s = call.scores + row * call.stride;
-  const int64_t whole = call.columns / W * W, rest = call.columns - whole;
-  alignas(64) float last[W];
-  std::fill(last, last + W, -INF);
-  std::copy(s + whole, s + call.columns, last);
-
-  alignas(64) float heights[2 * W];
-  vf high = load(last), high_2 = splat(-INF);
+// A row's scores with their bias, and -inf up to `room`, a multiple of 2 W. `heights` takes the largest of 2 W shares.
+inline void add_bias(const float* scores, const float* bias, int64_t columns, int64_t room, float* s, float* heights) {
   int64_t j = 0;
-  for (; j + 2 * W <= whole; j += 2 * W) {
+  if (bias)
+    for (; j < columns; j++) s[j] = scores[j] + bias[j];
+  else
+    std::copy(scores, scores + columns, s);
+  std::fill(s + columns, s + room, -INF);
+  vf high = splat(-INF), high_2 = high;
+  for (j = 0; j < room; j += 2 * W) {
     high = larger(load(s + j), high);
     high_2 = larger(load(s + j + W), high_2);
   }
-  if (j < whole) high_2 = larger(load(s + j), high_2);
   store(heights, high), store(heights + W, high_2);
-  const float m = largest_of(larger(high, high_2));
+}
+
+// False where the row holds NaN or +inf, or less than `top` scores above -inf.
+inline bool strongest_of_row(const RowScores& call, int64_t row, int64_t room, float* s, Strongest& strongest) {
+  alignas(64) float heights[2 * W];
+  add_bias(call.scores + row * call.stride, call.bias, call.columns, room, s, heights);
+  const float m = largest_of(larger(load(heights), load(heights + W)));
   if (!(m > -INF && m < INF)) return false;
 
   vf total{}, total_2{};
-  for (j = 0; j + 2 * W <= whole; j += 2 * W) {
+  for (int64_t j = 0; j < room; j += 2 * W) {
     total += exp(load(s + j) - m);
     total_2 += exp(load(s + j + W) - m);
   }
-  if (j < whole) total += exp(load(s + j) - m);
-  if (rest) total_2 += exp(load(last) - m);
   const float sum = sum_of(total + total_2);
   if (!(sum < INF)) return false;
   call.lse[row] = m + std::log(sum);
 
   strongest.clear(1);
-  const float floor = strongest.floor_of(heights);
-  strongest.see(0, s, 0, 0, whole, floor);
-  if (rest) strongest.see(0, last, whole, 0, W, floor);
+  strongest.see(0, s, 0, 0, room, strongest.floor_of(heights));
   strongest.copy(0, call.value + row * call.top, call.index + row * call.top);
   return call.value[(row + 1) * call.top - 1] > -INF;
 }
 
 inline bool strongest_rows(const RowScores& call) {
-  const int64_t room = Strongest::room(call.top);
+  const int64_t links = Strongest::room(call.top), room = (call.columns + 2 * W - 1) / (2 * W) * 2 * W;
   std::atomic<bool> good = true;
   const int parts = static_cast<int>(std::clamp<int64_t>(call.rows, 1, call.threads));
   in_parallel(parts, [&](int part) {
-    Scratch scratch(2 * Scratch::room(room));
-    float* scores = scratch.take(room);
-    Strongest strongest(call.top, scores, reinterpret_cast<int32_t*>(scratch.take(room)));
+    Scratch scratch(2 * Scratch::room(links) + Scratch::room(room));
+    float* values = scratch.take(links);
+    Strongest strongest(call.top, values, reinterpret_cast<int32_t*>(scratch.take(links)));
+    float* s = scratch.take(room);
     for (int64_t row = part * call.rows / parts; row < (part + 1) * call.rows / parts; row++)
-      if (!strongest_of_row(call, row, strongest)) good = false;
+      if (!strongest_of_row(call, row, room, s, strongest)) good = false;
   });
   return good;
 }

@@ -100,7 +100,8 @@ def test_a_tied_output_reads_features_of_the_embeddings_width():
     source, counts, target, *_ = sentence(model)
     features = model(source, counts, target).features
     assert features.shape[-1] == model.target_embedding.embedding_dim
-    logits, _, _ = model.step(target[:, :1], model.start(source, counts))
+    found, _, _ = model.step(target[:, :1], model.start(source, counts))
+    logits = model.output(found)
     torch.testing.assert_close(logits[0, 0], model.target_embedding.weight @ features[0, 0] + model.output.bias, **NEAR)
 
 

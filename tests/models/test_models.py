@@ -27,7 +27,8 @@ def test_stepping_token_by_token_is_teacher_forcing(name):
         state = model.start(source, counts)
         assert state.position == 0
         for t in range(T):
-            logits, now, state = model.step(target[:, t : t + 1], state, observe=True)
+            found, now, state = model.step(target[:, t : t + 1], state, observe=True)
+            logits = model.output(found)
             assert logits.shape == (3, 1, TARGETS)
             torch.testing.assert_close(logits[:, 0], expected[:, t], **NEAR)
             if weights is not None:
@@ -43,9 +44,9 @@ def test_looking_changes_nothing(name):
     assert weights is None
     torch.testing.assert_close(features, model(source, counts, target, observe=True).features, **NEAR)
     state = model.start(source, counts)
-    logits, weights, _ = model.step(target[:, :1], state)
+    features, weights, _ = model.step(target[:, :1], state)
     assert weights is None
-    torch.testing.assert_close(logits, model.step(target[:, :1], state, observe=True)[0], **NEAR)
+    torch.testing.assert_close(features, model.step(target[:, :1], state, observe=True)[0], **NEAR)
 
 
 @EVERY
@@ -102,8 +103,8 @@ def test_dropout_is_drawn_in_training_only(name):
 
 
 def advance(model, state, tokens):
-    logits, weights, state = model.step(torch.tensor(tokens), state, observe=True)
-    return logits, weights, state
+    features, weights, state = model.step(torch.tensor(tokens), state, observe=True)
+    return model.output(features), weights, state
 
 
 @EVERY

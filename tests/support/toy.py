@@ -32,7 +32,8 @@ class Toy(TranslationModel):
     def __init__(self, table: Table):
         super().__init__()
         self.table = table
-        self.output = nn.Linear(1, 5)
+        self.output = nn.Linear(5, 5, bias=False)
+        nn.init.eye_(self.output.weight)
         self.steps: list[tuple[int, int]] = []  # rows and hypotheses of each call
 
     def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, *, observe: bool = False) -> Teacher:
@@ -63,7 +64,7 @@ class Toy(TranslationModel):
             for b, sentence in enumerate(sentences):
                 for k, prefix in enumerate(history[b].tolist()):
                     weights[b, k, : len(sentence)] = toy_weights(sentence, tuple(prefix[1:]))
-        return logits, weights, DecodingState(state.memory, (history,), state.position + 1)
+        return logits.float(), weights, DecodingState(state.memory, (history,), state.position + 1)
 
 
 def toy_weights(source: tuple[int, ...], prefix: tuple[int, ...]) -> Tensor:

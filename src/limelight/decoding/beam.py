@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limelight.backends.rows import strongest
 from limelight.decoding.hypothesis import Hypothesis, SearchLimits
+from limelight.decoding.vocabulary import Vocabulary
 from limelight.errors import ArgumentError
 from limelight.models.protocol import TranslationModel
 
@@ -61,10 +61,12 @@ def beam_search(
     if alpha < 0:
         raise ArgumentError(f"alpha: must be at least 0 (no length penalty), got {alpha}")
     search = _Search.begin(len(source), beam, alpha, limits, source_lengths)
+    vocabulary = Vocabulary(model.output, limits.banned)
     state = model.start(source, source_lengths)
     while len(search.rows):
-        logits, weights, state = model.step(search.last, state, observe=observe)
-        parents = search.advance(limits.ban(logits.float()), weights)
+        features, weights, state = model.step(search.last, state, observe=observe)
+        # The best 2K of a sentence are among the best 2K of each of its hypotheses.
+        parents = search.advance(*vocabulary.best(features, min(2 * beam, len(vocabulary))), weights)
         state = state.reorder(parents)
         keep = search.leave()
         if keep is not None:
@@ -107,15 +109,12 @@ class _Search:
             finished=[[] for _ in range(count)],
         )
 
-    def advance(self, logits: Tensor, weights: Tensor | None) -> Tensor:
-        """Extend every hypothesis by a token: logits [B', K, V] -> the parents [B', K] of the new live hypotheses."""
+    def advance(self, token: Tensor, log_prob: Tensor, weights: Tensor | None) -> Tensor:
+        """Extend every hypothesis by one of its best tokens, [B', K, 2K]: the parents [B', K] of the new live ones."""
         if weights is not None and self.seen is None:
             self.seen = weights.new_empty(*weights.shape[:2], 0, weights.shape[-1], dtype=torch.float32)
-        vocabulary = logits.shape[-1]
-        width = min(2 * self.beam, vocabulary)
-        # The best 2K of a sentence are among the best 2K of each of its hypotheses.
-        top, token, norm = strongest(logits, width)  # [B', K, 2K], [B', K, 2K], [B', K]
-        total = self.live.unsqueeze(-1) + top - norm.unsqueeze(-1)
+        width = token.shape[-1]
+        total = self.live.unsqueeze(-1) + log_prob
         total, flat = total.flatten(1).topk(min(2 * self.beam, total[0].numel()), -1)  # [B', 2K]
         parent, token = flat // width, token.flatten(1).gather(1, flat)
         length = self.history.shape[-1] + 1

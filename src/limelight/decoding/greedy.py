@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from limelight.backends.rows import strongest
 from limelight.decoding.hypothesis import Hypothesis, SearchLimits
+from limelight.decoding.vocabulary import Vocabulary
 from limelight.models.protocol import TranslationModel
 
 
@@ -33,13 +33,13 @@ def greedy_search(
 
     rows = torch.arange(count, device=device)  # the sentences still in the batch
     live = torch.ones(count, dtype=torch.bool, device=device)  # of those, which have not ended
+    vocabulary = Vocabulary(model.output, limits.banned)
     state = model.start(source, source_lengths)
     last = torch.full((count, 1), limits.bos, device=device)
     for t in range(longest):
-        logits, weights, state = model.step(last, state, observe=observe)
-        best, choice, total = (part.squeeze(1) for part in strongest(limits.ban(logits.float()), 1))
-        best, choice = best.squeeze(-1), choice.squeeze(-1)
-        log_prob[rows] += torch.where(live, best - total, 0.0)
+        features, weights, state = model.step(last, state, observe=observe)
+        choice, best = (part[:, 0, 0] for part in vocabulary.best(features, 1))
+        log_prob[rows] += torch.where(live, best, 0.0)
         tokens[rows, t] = torch.where(live, choice, limits.eos)
         if weights is not None:
             if seen is None:

@@ -49,9 +49,3 @@ class SearchLimits:
     def most(self, source_lengths: Tensor) -> Tensor:
         """The most tokens each translation may have, eos among them: int64 [B]."""
         return (source_lengths * self.ratio).to(torch.int64) + self.extra
-
-    def ban(self, logits: Tensor) -> Tensor:
-        """The logits with those of banned tokens at -inf, in place."""
-        if self.banned:
-            logits[..., list(self.banned)] = -torch.inf
-        return logits

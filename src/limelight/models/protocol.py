@@ -24,13 +24,18 @@ class DecodingState:
 
     def reorder(self, parents: Tensor) -> "DecodingState":
         """The state in which hypothesis k of sentence b goes on from parents[b, k]; parents is int64 [B, K]."""
-        rows = torch.arange(len(parents), device=parents.device)[:, None]
-        return replace(self, beams=tuple(beam[rows, parents] for beam in self.beams))
+        return replace(self, beams=tuple(_chosen(beam, parents) for beam in self.beams))
 
     def keep(self, rows: Tensor) -> "DecodingState":
         """The state of the sentences `rows` alone; rows is int64 [B']."""
         memory, beams = (tuple(part.index_select(0, rows) for part in parts) for parts in (self.memory, self.beams))
         return replace(self, memory=memory, beams=beams)
+
+
+def _chosen(beam: Tensor, parents: Tensor) -> Tensor:
+    """[B, K', ...] of beam [B, K, ...]: index_select copies whole rows, which indexing by two tensors does not."""
+    first = torch.arange(0, len(beam) * beam.shape[1], beam.shape[1], device=parents.device)
+    return beam.flatten(0, 1).index_select(0, (first[:, None] + parents).flatten()).unflatten(0, parents.shape)
 
 
 class Teacher(NamedTuple):
@@ -82,5 +87,5 @@ class TranslationModel(nn.Module, ABC):
             observe: also return attention weights.
 
         Returns:
-            logits [B, K, V] of the next token; weights [B, K, S] or None; the new state.
+            features [B, K, C], which the output layer reads; weights [B, K, S] or None; the new state.
         """

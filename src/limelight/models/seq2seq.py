@@ -242,8 +242,7 @@ class Seq2Seq(TranslationModel):
         features, weights, beams = self.decoder.step(
             embedded, state.beams, memory, lengths(memory.source_lengths), observe
         )
-        logits = self.output(self.dropout(self.to_output(features)))
-        return logits, weights, DecodingState(memory, beams, state.position + 1)
+        return self.dropout(self.to_output(features)), weights, DecodingState(memory, beams, state.position + 1)
 
     def _encode(self, source: Tensor, source_lengths: Tensor) -> Memory:
         embedded = self.dropout(self.source_embedding(source))

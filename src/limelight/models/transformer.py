@@ -158,8 +158,7 @@ class Transformer(TranslationModel):
             x, weights, present = block.step(x, past, parts[2 * i], parts[2 * i + 1], mask, observe and self._shows(i))
             seen = weights if weights is not None else seen
             beams.extend(present)
-        logits = self.output(self.decoder_norm(x))
-        return logits, seen, DecodingState(state.memory, tuple(beams), state.position + 1)
+        return self.decoder_norm(x), seen, DecodingState(state.memory, tuple(beams), state.position + 1)
 
     def _decoder_blocks(self) -> Iterator[DecoderBlock]:
         return cast("Iterator[DecoderBlock]", iter(self.decoder))
