@@ -15,20 +15,14 @@ inline bool strongest_of_row(const RowScores& call, int64_t row, Strongest& stro
   std::fill(last, last + W, -INF);
   std::copy(s + whole, s + call.columns, last);
 
-  alignas(64) float heights[2 * W];
-  vf high = load(last), high_2 = splat(-INF);
-  int64_t j = 0;
-  for (; j + 2 * W <= whole; j += 2 * W) {
-    high = larger(load(s + j), high);
-    high_2 = larger(load(s + j + W), high_2);
-  }
-  if (j < whole) high_2 = larger(load(s + j), high_2);
-  store(heights, high), store(heights + W, high_2);
-  const float m = largest_of(larger(high, high_2));
+  Highest high = highest(s, 0, whole);
+  high.odd = larger(load(last), high.odd);
+  const float m = high.all();
   if (!(m > -INF && m < INF)) return false;
 
   vf total{}, total_2{};
-  for (j = 0; j + 2 * W <= whole; j += 2 * W) {
+  int64_t j = 0;
+  for (; j + 2 * W <= whole; j += 2 * W) {
     total += exp(load(s + j) - m);
     total_2 += exp(load(s + j + W) - m);
   }
@@ -39,9 +33,8 @@ inline bool strongest_of_row(const RowScores& call, int64_t row, Strongest& stro
   call.lse[row] = m + std::log(sum);
 
   strongest.clear(1);
-  const float floor = strongest.floor_of(heights);
-  strongest.see(0, s, 0, 0, whole, floor);
-  if (rest) strongest.see(0, last, whole, 0, W, floor);
+  strongest.see(0, s, 0, 0, whole, high);
+  if (rest) strongest.see(0, last, whole, 0, W, high);
   strongest.copy(0, call.value + row * call.top, call.index + row * call.top);
   return call.value[(row + 1) * call.top - 1] > -INF;
 }
