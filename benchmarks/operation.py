@@ -37,6 +37,7 @@ class Case:
     padded: bool = False
     dtype: torch.dtype = torch.float32
     directions: tuple[str, ...] = ("forward", "forward + backward")
+    calls: int = 1  # timed together
 
     @property
     def operations(self) -> int:
@@ -61,6 +62,11 @@ CASES = (
     Case("translation (64, 8, 32, 32)", (64, 8, 32, 32)),
     Case("translation, lengths (64, 8, 32, 32)", (64, 8, 32, 32), padded=True),
     Case("one query (1, 8, 1, 64), 32,768 keys", (1, 8, 1, 64), keys=32768, directions=_FORWARD),
+    Case("8 queries (1, 8, 8, 64), 32,768 keys", (1, 8, 8, 64), keys=32768, directions=_FORWARD),
+    Case("16 queries (1, 8, 16, 64), 32,768 keys", (1, 8, 16, 64), keys=32768, directions=_FORWARD),
+    Case("hardly any work (1, 1, 1, 16), 8 keys", (1, 1, 1, 16), keys=8, calls=20),
+    Case("a decoder's step (64, 4, 1, 64), 20 keys", (64, 4, 1, 64), keys=20, calls=20),
+    Case("a decoder's step, additive (64, 1, 1, 256), 20 keys", (64, 1, 1, 256), keys=20, additive=True, calls=20),
     Case("additive (32, 40, 40, 256)", (32, 1, 40, 256), additive=True),
     Case("additive (8, 256, 256, 256)", (8, 1, 256, 256), additive=True),
     Case("additive (1, 1024, 1024, 256)", (1, 1, 1024, 256), additive=True),
@@ -84,7 +90,7 @@ def rows(seconds: float, peers: Path | None, only: str = "") -> Iterator[dict[st
         for direction in case.directions:
             backward = direction != "forward"
             timed: dict[str, Callable[[], float | None]] = {
-                name: _timed(_call(side, inputs, backward)) for name, side in sides.items()
+                name: _timed(_call(side, inputs, backward), case.calls) for name, side in sides.items()
             }
             memory = {name: _memory(_call(side, inputs, backward)) for name, side in sides.items()}
             if not case.keys and not case.padded and case.dtype is torch.float32 and case is not LONG:
@@ -188,8 +194,12 @@ def _call(side: Side, inputs: list[Tensor], backward: bool) -> Callable[[], obje
     return forward
 
 
-def _timed(call: Callable[[], object]) -> Callable[[], None]:
-    return lambda: (call(), None)[1]
+def _timed(call: Callable[[], object], calls: int) -> Callable[[], None]:
+    def timed() -> None:
+        for _ in range(calls):
+            call()
+
+    return timed
 
 
 def _memory(call: Callable[[], object]) -> int:
@@ -200,21 +210,22 @@ def _memory(call: Callable[[], object]) -> int:
 
 def _told(case: Case, backward: bool) -> dict[str, Any]:
     told = asdict(case) | {"backward": backward, "threads": torch.get_num_threads()}
-    return {key: value for key, value in told.items() if key not in ("dtype", "directions")}
+    return {key: value for key, value in told.items() if key not in ("dtype", "directions", "calls")}
 
 
 def _rows(
     case: Case, direction: str, timings: dict[str, Timing], memory: dict[str, int | None], peak: float | None
 ) -> Iterator[dict[str, Any]]:
     ours = timings["limelight"].median
-    for name, timing in timings.items():
+    for name, together in timings.items():
+        timing = Timing(*(seconds / case.calls for seconds in (together.median, together.low, together.high)))
         row = {
             "case": case.name,
             "direction": direction,
             "side": name,
-            "ms": round(1e3 * timing.median, 3),
-            "ms_quartiles": [round(1e3 * timing.low, 3), round(1e3 * timing.high, 3)],
-            "time_over_limelight": round(timing.median / ours, 2),
+            "ms": round(1e3 * timing.median, 4),
+            "ms_quartiles": [round(1e3 * timing.low, 4), round(1e3 * timing.high, 4)],
+            "time_over_limelight": round(together.median / ours, 2),
             "peak_MiB": None if memory[name] is None else round(memory[name] / 2**20, 1),
         }
         if peak and direction == "forward" and not case.additive and name.startswith("limelight"):

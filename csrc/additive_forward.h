@@ -154,11 +154,12 @@ class ForwardPass {
     for (int64_t j = 0; j < count; j += W) high = larger(load(s + j), high);
     const float sink = sink_of(call_, n_, h_), m = std::max(largest_of(high), sink);
     if (call_.seen.top) find_strongest(row, s, keys, m);
-    vf total{}, spread{};
+    vf total{}, spread{}, away{}, place = splat(static_cast<float>(keys.first - (first_ + r + call_.S - call_.T))) + lanes();
     for (int64_t j = 0; j < count; j += W) {
       const vf x = larger(splat(-127.0f), (load(s + j) - (m == -INF ? 0.0f : m)) * LOG2E), p = exp2(x);
       total += p;
       spread += p * x;
+      if (call_.seen.distance) away += p * size_of_each(place), place += static_cast<float>(W);
       store(s + j, p);
     }
     const float of_keys = sum_of(total), sum = of_keys + (sink == -INF ? 0.0f : exp_scalar(sink - m));
@@ -168,6 +169,7 @@ class ForwardPass {
     if (call_.rows) call_.rows[2 * row] = sum == 0 ? 0.0f : m, call_.rows[2 * row + 1] = inverse;
     if (call_.seen.entropy)
       call_.seen.entropy[row] = of_keys == 0 ? 0.0f : std::max(0.0f, (of_keys * std::log(sum) - LN2 * sum_of(spread)) * inverse);
+    if (call_.seen.distance) call_.seen.distance[row] = of_keys == 0 ? 0.0f : sum_of(away) / of_keys;
     if (call_.seen.top)
       for (int32_t k = 0; k < call_.seen.top; k++) call_.seen.top_weight[row * call_.seen.top + k] *= inverse;
     finish_weights(row, s, keys, inverse, received);
@@ -190,7 +192,8 @@ class ForwardPass {
   // Indices, and weights times the row's sum.
   void find_strongest(int64_t row, const float* s, Span keys, float m) {
     strongest_.clear(1);
-    strongest_.see(0, s, keys.first, 0, keys.last - keys.first);
+    const int64_t end = vectors(keys.last - keys.first) * W;
+    strongest_.see(0, s, keys.first, 0, end, highest(s, 0, end));
     strongest_.write(call_.seen, row, 0, m, 1.0f);
   }
 

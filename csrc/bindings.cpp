@@ -66,6 +66,7 @@ Forward forward_of(nb::tuple numbers) {
   call.lse = from.pointer<float>();
   call.rows = from.pointer<float>();
   call.seen.entropy = from.pointer<float>();
+  call.seen.distance = from.pointer<float>();
   call.seen.received = from.pointer<float>();
   call.seen.row_weight = from.pointer<float>();
   call.seen.top_index = from.pointer<int64_t>();

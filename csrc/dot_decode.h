@@ -55,11 +55,11 @@ class DotDecode {
       : call_(call), shared_(call.H / call.G), rows_(shared_ * call.T), width_(padded(call.E)),
         stretches_((call.S + STRETCH - 1) / STRETCH), looks_back_(call.seen.received || call.seen.top),
         units_(call.N * call.G), parts_(parts(call)), cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
-        own_size_(rows_ * (Scratch::room(call.D) + STRETCH + 2 * W + 2) + AT_ONCE * call.D + STRETCH * call.E + 8 * 16),
-        scratch_(units_ * cuts_ * rows_ * (width_ + 3) + (looks_back_ ? units_ * rows_ * stretches_ * STRETCH : 0) +
-                 parts_ * own_size_ + 3 * 16) {
+        own_size_(rows_ * (Scratch::room(call.D) + STRETCH + 3 * W + 2) + AT_ONCE * call.D + STRETCH * call.E + 9 * 16),
+        scratch_(units_ * cuts_ * rows_ * width_ + (looks_back_ ? units_ * rows_ * stretches_ * STRETCH : 0) +
+                 parts_ * own_size_ + 3 * 16),
+        ends_(static_cast<size_t>(units_ * cuts_ * rows_)) {
     sums_ = scratch_.take(units_ * cuts_ * rows_ * width_);
-    ends_ = scratch_.take(units_ * cuts_ * rows_ * 3);
     scores_ = looks_back_ ? scratch_.take(units_ * rows_ * stretches_ * STRETCH) : nullptr;
     own_ = scratch_.take(parts_ * own_size_);
   }
@@ -92,7 +92,8 @@ class DotDecode {
     float* at = own_ + part * own_size_;
     const auto take = [&at](int64_t floats) { return std::exchange(at, at + Scratch::room(floats)); };
     Own own{take(rows_ * call_.D), take(rows_ * STRETCH), take(AT_ONCE * call_.D), take(STRETCH * call_.E), {}};
-    own.state = {take(rows_), take(rows_), take(rows_ * W), call_.seen.entropy ? take(rows_ * W) : nullptr};
+    own.state = {take(rows_), take(rows_), take(rows_ * W), call_.seen.entropy ? take(rows_ * W) : nullptr,
+                 call_.seen.distance ? take(rows_ * W) : nullptr};
     return own;
   }
 
@@ -117,12 +118,7 @@ class DotDecode {
       score(n, g, unit, std::max(key, all.first), end, key, own, state);
       add_values(n, g, std::max(key, all.first), end, key, own, state, sums);
     }
-    for (int64_t r = 0; r < rows_; r++) {
-      float* ends = ends_ + (piece * rows_ + r) * 3;
-      ends[0] = state.largest[r];
-      ends[1] = sum_of(load(state.total + r * W));
-      ends[2] = state.spread ? sum_of(load(state.spread + r * W)) : 0.0f;
-    }
+    for (int64_t r = 0; r < rows_; r++) ends_[static_cast<size_t>(piece * rows_ + r)] = sums_of_row(state, r);
   }
 
   // Scores of keys [first, last), their softmax so far; what is not to be seen in the stretch that begins at `key` is -inf.
@@ -148,8 +144,7 @@ class DotDecode {
         std::copy(s, s + to, kept);
         std::fill(kept + to, kept + STRETCH, -INF);
       }
-      if (state.spread) soften<true>(state, r, s, s, 0, to);
-      else soften<false>(state, r, s, s, 0, to);
+      soften(state, r, highest(s, 0, to), s, s, 0, to, key - (r % call_.T + call_.S - call_.T));
     }
   }
 
@@ -179,35 +174,35 @@ class DotDecode {
   }
 
   // Heads [first, last): their pieces put together, written, and what is to be observed of them.
-  bool conclude(int64_t first, int64_t last) const {
+  bool conclude(int64_t first, int64_t last) {
     Watch watch;
     std::vector<float> top_scores(static_cast<size_t>(Strongest::room(call_.seen.top)));
     std::vector<int32_t> top_keys(top_scores.size());
     Strongest strongest{call_.seen.top, top_scores.data(), top_keys.data()};
     for (int64_t unit = first; unit < last; unit++)
       for (int64_t r = 0; r < rows_; r++) {
-        float* ends = ends_ + (unit * cuts_ * rows_ + r) * 3;
+        RowSums& all = ends_[static_cast<size_t>(unit * cuts_ * rows_ + r)];
         float* sums = sums_ + (unit * cuts_ * rows_ + r) * width_;
-        for (int64_t cut = 1; cut < cuts_; cut++) join(ends, sums, cut * rows_);
+        for (int64_t cut = 1; cut < cuts_; cut++) join(all, (&all)[cut * rows_], sums, sums + cut * rows_ * width_);
         const int64_t n = unit / call_.G, h = head(unit % call_.G, r), i = r % call_.T;
-        watch.see(ends[1]);
+        watch.see(all.total);
         for (int64_t x = 0; x < width_; x += W) watch.see(load(sums + x));
-        const float inverse = write_result(call_, n, h, i, ends[0], ends[1], ends[2], sink_of(call_, n, h), sums);
-        if (scores_) look_back(unit, r, n, h, i, ends[0], inverse, strongest);
+        const float inverse = write_result(call_, n, h, i, all, sink_of(call_, n, h), sums);
+        if (scores_) look_back(unit, r, n, h, i, all.m, inverse, strongest);
       }
     return watch.clean();
   }
 
-  // The piece that lies `away` rows further on joins this one.
-  void join(float* ends, float* sums, int64_t away) const {
-    const float *other = ends + away * 3, *more = sums + away * width_;
-    const float m = std::max(ends[0], other[0]);
+  // Another piece of the same row joins this one: its keys, and what they add to the sums over the values.
+  void join(RowSums& keys, const RowSums& other, float* sums, const float* more) const {
+    const float m = std::max(keys.m, other.m);
     if (m == -INF) return;
-    const float fall = ends[0] - m, other_fall = other[0] - m, change = exp_scalar(fall), other_change = exp_scalar(other_fall);
+    const float fall = keys.m - m, other_fall = other.m - m, change = exp_scalar(fall), other_change = exp_scalar(other_fall);
     // An empty piece has sums of 0 and a fall without end.
-    const float spread = ends[1] == 0 ? 0.0f : (ends[2] + ends[1] * fall) * change;
-    const float other_spread = other[1] == 0 ? 0.0f : (other[2] + other[1] * other_fall) * other_change;
-    ends[0] = m, ends[1] = ends[1] * change + other[1] * other_change, ends[2] = spread + other_spread;
+    const float spread = keys.total == 0 ? 0.0f : (keys.spread + keys.total * fall) * change;
+    const float other_spread = other.total == 0 ? 0.0f : (other.spread + other.total * other_fall) * other_change;
+    keys = {m, keys.total * change + other.total * other_change, spread + other_spread,
+            keys.away * change + other.away * other_change};
     for (int64_t x = 0; x < width_; x += W) store(sums + x, load(sums + x) * change + load(more + x) * other_change);
   }
 
@@ -220,7 +215,7 @@ class DotDecode {
     const float* s = scores(unit, r);
     if (strongest) {
       strongest.clear(1);
-      for (int64_t j = from; j < to; j += STRETCH) strongest.see(0, s + j, j, 0, STRETCH);
+      for (int64_t j = from; j < to; j += STRETCH) strongest.see(0, s + j, j, 0, STRETCH, highest(s + j, 0, STRETCH));
       strongest.write(call_.seen, line, 0, m, inverse);
     }
     if (call_.seen.received && inverse > 0) {
@@ -237,7 +232,8 @@ class DotDecode {
   bool looks_back_;
   int64_t units_, parts_, cuts_, own_size_;
   Scratch scratch_;
-  float *sums_, *ends_, *scores_, *own_;
+  float *sums_, *scores_, *own_;
+  std::vector<RowSums> ends_;  // [piece][row]
 };
 
 }  // namespace limelight::LIMELIGHT_ISA

@@ -16,15 +16,15 @@ constexpr int64_t KEYS = NR * (W == 16 ? 4 : 8);  // keys of a block
 constexpr int64_t GROUP = 4 * MR;                 // queries whose scores are held at a time
 constexpr int64_t ROWS = 8 * GROUP;               // queries of a unit, at most
 constexpr int64_t PACKED = int64_t{4} << 20;      // floats of packed keys and values that a thread may keep: 16 MiB
-constexpr int64_t STORE = int64_t{48} << 10;      // floats of what is kept of all keys to look back at: part of a second cache
+constexpr int64_t STORE = int64_t{48} << 10;      // floats of all weights that are kept to look back at: part of a second cache
 
 inline int64_t blocks_of(int64_t keys) { return (keys + KEYS - 1) / KEYS; }
 
 // Whether a key head is packed once.
 inline bool packed_once(const Forward& call) { return blocks_of(call.S) * KEYS * (call.D + padded(call.E)) <= PACKED; }
 
-// Whether something is gathered once a row is complete, from what was kept of all its keys.
-inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.top; }
+// Whether something is gathered once a row is complete, from what was kept of all its weights.
+inline bool looks_back(const Forward& call) { return call.seen.received; }
 
 // Queries per unit: even parts of T, whole groups, and fewer where something of all keys is kept, but not so few that
 // packing for each unit would show.
@@ -49,11 +49,10 @@ class DotForward {
     values_ = scratch_.take(kept_ * KEYS * width_);
     room_ = scratch_.take(4 * std::max(call.D, call.E));
     state_ = {scratch_.take(rows), scratch_.take(rows), scratch_.take(rows * W),
-              call.seen.entropy ? scratch_.take(rows * W) : nullptr};
-    weights_ = scratch_.take(GROUP * KEYS);
-    if (looks_back(call)) kept_rows_ = scratch_.take(blocks_ * rows * KEYS), largest_ = scratch_.take(blocks_ * rows);
+              call.seen.entropy ? scratch_.take(rows * W) : nullptr, call.seen.distance ? scratch_.take(rows * W) : nullptr};
+    if (looks_back(call)) kept_rows_ = scratch_.take(blocks_ * rows * KEYS), largest_ = scratch_.take(blocks_ * rows + W);
+    else weights_ = scratch_.take(GROUP * KEYS);
     if (call.seen.top) {
-      state_.heights = scratch_.take(rows * 2 * W);
       const int64_t room = rows * Strongest::room(call.seen.top);
       float* scores = scratch_.take(room);
       strongest_ = Strongest(call.seen.top, scores, reinterpret_cast<int32_t*>(scratch_.take(room)));
@@ -87,8 +86,8 @@ class DotForward {
  private:
   static int64_t floats(const Forward& call, int64_t rows) {
     const int64_t width = padded(call.E), blocks = blocks_of(call.S), kept = packed_once(call) ? blocks : 1;
-    int64_t n = rows * (call.D + width + 2 + 4 * W + 2 * Strongest::room(call.seen.top)) + KEYS * (kept * (call.D + width) + 1);
-    n += 4 * std::max(call.D, call.E) + (looks_back(call) ? blocks * rows * (KEYS + 1) : 0);
+    int64_t n = rows * (call.D + width + 2 + 3 * W + 2 * Strongest::room(call.seen.top)) + KEYS * (kept * (call.D + width) + 1);
+    n += 4 * std::max(call.D, call.E) + (looks_back(call) ? blocks * rows * (KEYS + 1) + W : 0);
     return n + 2 * GROUP * KEYS + 20 * 16;
   }
 
@@ -123,7 +122,7 @@ class DotForward {
   // Queries [r, r + rows) of the unit and the keys of `span` in the block.
   void meet(int64_t block, int64_t key, int64_t count, int64_t r, int64_t rows, Span span) {
     const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
-    float *s = kept_rows_ ? kept_rows_ + (block * rows_ + r) * KEYS : weights_, *p = strongest_ ? weights_ : s;
+    float* s = kept_rows_ ? kept_rows_ + (block * rows_ + r) * KEYS : weights_;
     product<false>(rows, to - from, 0, call_.D, call_.D, {query_ + r * call_.D, call_.D, 1}, key_ + from * call_.D, s + from,
                    KEYS);
     const bool extra = has_extras(call_);
@@ -132,11 +131,12 @@ class DotForward {
       const Span keys = spans_[static_cast<size_t>(r + i)];
       if (extra || keys.first > key + from || keys.last < key + to)
         finish_scores(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
-      if (state_.spread) soften<true>(state_, r + i, row, p + i * KEYS, from, to);
-      else soften<false>(state_, r + i, row, p + i * KEYS, from, to);
+      const Highest high = highest(row, from, to);
+      if (strongest_) strongest_.see(r + i, row, key, from, to, high);
+      soften(state_, r + i, high, row, row, from, to, key - (first_ + r + i + call_.S - call_.T));
       if (largest_) largest_[block * rows_ + r + i] = state_.largest[r + i];
     }
-    const float* kept = dropped_ ? drop(p, r, rows, from, to) : p;
+    const float* kept = dropped_ ? drop(s, r, rows, from, to) : s;
     product<true>(rows, call_.E, from, std::min(to, count) - from, count, {kept, KEYS, 1}, value_, sum_ + r * width_, width_,
                   state_.change + r);
   }
@@ -154,73 +154,56 @@ class DotForward {
   void finish() {
     const float sink = sink_of(call_, n_, h_);
     for (int64_t r = 0; r < count_; r++) {
-      const float spread = state_.spread ? sum_of(load(state_.spread + r * W)) : 0.0f;
-      const float total = sum_of(load(state_.total + r * W));
-      state_.change[r] = write_result(call_, n_, h_, first_ + r, state_.largest[r], total, spread, sink, sum_ + r * width_);
+      const int64_t i = first_ + r;
+      const float by = write_result(call_, n_, h_, i, sums_of_row(state_, r), sink, sum_ + r * width_);
+      if (strongest_) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + i, r, state_.largest[r], by);
+      state_.change[r] = by;
     }
   }
 
   Span used(int64_t block, int64_t r) const { return used_[static_cast<size_t>(block * (count_ / GROUP + 1) + r / GROUP)]; }
 
-  // What is gathered from all keys of complete rows: what was kept are the scores where links are wanted, else weights.
-  void look_back(int64_t begin, int64_t blocks, float* received) {
-    if (strongest_) find_strongest(begin, blocks);
-    if (received && strongest_) sweep<true>(begin, blocks, received);
-    else if (received) sweep<false>(begin, blocks, received);
-  }
-
-  void find_strongest(int64_t begin, int64_t blocks) {
-    for (int64_t r = 0; r < count_; r++) {
-      const float floor = strongest_.floor_of(state_.heights + r * 2 * W);
-      for (int64_t block = 0; block < blocks; block++) {
-        const Span span = used(block, r);
-        if (span.empty()) continue;
-        const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
-        strongest_.see(r, kept_rows_ + (block * rows_ + r) * KEYS, (begin + block) * KEYS, from, to, floor);
-      }
-      strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + first_ + r, r, state_.largest[r], state_.change[r]);
-    }
-  }
-
-  // received[j] += sum_i weight_i p_ij / l_i, from scores, or from weights, which are to be taken times e^(m_i then - m_i).
-  template <bool SCORES>
-  void sweep(int64_t begin, int64_t blocks, float* received) {
-    float sums[KEYS], factor[GROUP], shift[GROUP]{};
-    const float* by = call_.seen.row_weight;
+  // received[j] += sum_i weight_i p_ij / l_i, from the weights of complete rows: each was taken with the m that its row had
+  // then.
+  void look_back(int64_t begin, int64_t blocks, float* received) const {
+    float sums[KEYS], factor[ROWS + W];
     for (int64_t block = 0; block < blocks; block++) {
+      weigh_rows(largest_ + block * rows_, factor);
       std::fill(sums, sums + KEYS, 0.0f);
       for (int64_t r = 0; r < count_; r += GROUP) {
         const Span span = used(block, r);
-        if (span.empty()) continue;
-        const int64_t rows = std::min(GROUP, count_ - r);
-        for (int64_t i = 0; i < rows; i++) {
-          const float inverse = state_.change[r + i], m = state_.largest[r + i];
-          shift[i] = inverse == 0 ? 0.0f : m;
-          factor[i] = inverse == 0 || SCORES ? inverse : exp_scalar(largest_[block * rows_ + r + i] - m) * inverse;
-          if (by) factor[i] *= by[(n_ * call_.H + h_) * call_.T + first_ + r + i];
-        }
-        add_rows<SCORES>(kept_rows_ + (block * rows_ + r) * KEYS, rows, factor, shift, sums, span);
+        if (!span.empty()) add_rows(kept_rows_ + (block * rows_ + r) * KEYS, std::min(GROUP, count_ - r), factor + r, sums, span);
       }
       const int64_t key = (begin + block) * KEYS, count = std::min(KEYS, call_.S - key);
       for (int64_t j = 0; j < count; j++) received[key + j] += sums[j];
     }
   }
 
-  template <bool SCORES>
-  static void add_rows(const float* kept, int64_t rows, const float* factor, const float* shift, float* sums, Span span) {
+  // What each row's weights, taken with m `then`, are to be multiplied by.
+  void weigh_rows(const float* then, float* factor) const {
+    const float* by = call_.seen.row_weight ? call_.seen.row_weight + (n_ * call_.H + h_) * call_.T + first_ : nullptr;
+    for (int64_t r = 0; r < count_; r += W) {
+      const vf inverse = load(state_.change + r);
+      store(factor + r, inverse > 0.0f ? exp(load(then + r) - load(state_.largest + r)) * inverse : vf{});
+    }
+    for (int64_t r = 0; by && r < count_; r++) factor[r] *= by[r];
+  }
+
+  static void add_rows(const float* kept, int64_t rows, const float* factor, float* sums, Span span) {
     const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
-    constexpr int AT_ONCE = 4;
+    constexpr int AT_ONCE = 6;
     for (int64_t i = 0; i < rows; i += AT_ONCE) {
       const float* p[AT_ONCE];
-      vf f[AT_ONCE], m[AT_ONCE];
-      for (int64_t x = 0; x < AT_ONCE; x++) {
-        const int64_t row = std::min(i + x, rows - 1);
-        p[x] = kept + row * KEYS, f[x] = splat(i + x < rows ? factor[row] : 0.0f), m[x] = splat(shift[row]);
+      vf f[AT_ONCE];
+      for (int64_t x = 0; x < AT_ONCE; x++) {  // beyond the end: the last one, times 0
+        p[x] = kept + std::min(i + x, rows - 1) * KEYS;
+        f[x] = splat(i + x < rows ? factor[i + x] : 0.0f);
       }
       for (int64_t j = from; j < to; j += W) {
-        vf sum = load(sums + j);
-        for (int x = 0; x < AT_ONCE; x++) sum += f[x] * (SCORES ? exp(load(p[x] + j) - m[x]) : load(p[x] + j));
-        store(sums + j, sum);
+        vf sum = load(sums + j), other = f[0] * load(p[0] + j);
+        for (int x = 1; x + 1 < AT_ONCE; x += 2) sum += f[x] * load(p[x] + j), other += f[x + 1] * load(p[x + 1] + j);
+        sum += f[AT_ONCE - 1] * load(p[AT_ONCE - 1] + j);
+        store(sums + j, sum + other);
       }
     }
   }
@@ -228,7 +211,7 @@ class DotForward {
   const Forward& call_;
   int64_t rows_, width_, blocks_, kept_;
   Scratch scratch_;
-  float *query_, *sum_, *keys_, *values_, *key_ = nullptr, *value_ = nullptr, *room_, *weights_, *kept_rows_ = nullptr;
+  float *query_, *sum_, *keys_, *values_, *key_ = nullptr, *value_ = nullptr, *room_, *weights_ = nullptr, *kept_rows_ = nullptr;
   float *largest_ = nullptr, *dropped_ = nullptr;
   std::vector<int64_t> packed_;  // which block lies at each place
   uint32_t* column_bits_ = nullptr;

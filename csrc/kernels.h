@@ -48,6 +48,7 @@ struct Call {
 // What is gathered beside the output; what is null is not.
 struct Observed {
   float* entropy = nullptr;         // [N, H, T], nats
+  float* distance = nullptr;        // [N, H, T]: the mean |i + S - T - j| of the keys, by weight
   float* received = nullptr;        // [N, H, S], set to 0 by the caller
   const float* row_weight = nullptr;  // [N, H, T], of received; null: 1
   int64_t* top_index = nullptr;     // [N, H, T, top]

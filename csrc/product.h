@@ -2,6 +2,8 @@
 // MR rows and NR columns streams it once; operand A is read one number at a time with any strides.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels.h"
 #include "vec.h"
 
@@ -62,11 +64,12 @@ struct Operand {
 template <bool ADD>
 inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth, int64_t stored, Operand a, const float* b,
                     float* c, int64_t c_row, const float* before = nullptr) {
+  const int64_t tiles = (rows + MR - 1) / MR, even = (rows + tiles - 1) / std::max<int64_t>(1, tiles);
   for (int64_t column = 0; column < columns; column += NR) {
     const float* panel = b + column * stored + first * NR;
     const int64_t vectors = columns - column >= NR ? NV : (columns - column + W - 1) / W;
-    for (int64_t m = 0; m < rows; m += MR) {
-      const int64_t height = rows - m < MR ? rows - m : MR;
+    for (int64_t m = 0; m < rows; m += even) {
+      const int64_t height = std::min(even, rows - m);
       const float* a_at = a.data + m * a.row + first * a.k;
       float* c_at = c + m * c_row + column;
       const float* before_at = before ? before + m : nullptr;

@@ -13,13 +13,12 @@ struct RowState {
   float* change;    // e^(m before - m now), [rows]: what the row's sums so far are to be multiplied by
   float* total;     // l, [rows][W]
   float* spread;    // e, [rows][W]; null where no entropy is wanted
-  float* heights = nullptr;  // the largest scores of 2 W shares of the keys, [rows][2 W]; null where no links are wanted
+  float* away;      // sum p |i + S - T - j|, [rows][W]; null where no distance is wanted
 
   void clear(int64_t rows) {
     std::fill(largest, largest + rows, -INF);
-    std::fill(total, total + rows * W, 0.0f);
-    if (spread) std::fill(spread, spread + rows * W, 0.0f);
-    if (heights) std::fill(heights, heights + rows * 2 * W, -INF);
+    for (float* sums : {total, spread, away})
+      if (sums) std::fill(sums, sums + rows * W, 0.0f);
   }
 };
 
@@ -59,43 +58,67 @@ inline void finish_scores(const Call& call, int64_t n, int64_t h, int64_t i, int
   std::fill(s + to, s + last, -INF);
 }
 
-// p = e^(s - m) of scores s [first, last) of row r, with m and the sums brought up to date. Ends are multiples of W; p may
-// be s.
-template <bool SPREAD>
-LL_INLINE void soften(RowState& state, int64_t r, const float* s, float* p, int64_t first, int64_t last) {
-  vf high = splat(-INF), high_2 = high;
+// The largest scores of 2 W shares of a stretch: every other vector has the same share.
+struct Highest {
+  vf even, odd;
+  LL_INLINE float all() const { return largest_of(larger(even, odd)); }
+};
+
+// Ends are multiples of W.
+LL_INLINE Highest highest(const float* s, int64_t first, int64_t last) {
+  Highest found{splat(-INF), splat(-INF)};
   int64_t j = first;
   for (; j + 2 * W <= last; j += 2 * W) {
-    high = larger(load(s + j), high);
-    high_2 = larger(load(s + j + W), high_2);
+    found.even = larger(load(s + j), found.even);
+    found.odd = larger(load(s + j + W), found.odd);
   }
-  if (j < last) high = larger(load(s + j), high);
-  if (state.heights) {
-    float* heights = state.heights + r * 2 * W;
-    store(heights, larger(high, load(heights)));
-    store(heights + W, larger(high_2, load(heights + W)));
-  }
-  const float before = state.largest[r], m = std::max(before, largest_of(larger(high, high_2)));
+  if (j < last) found.even = larger(load(s + j), found.even);
+  return found;
+}
+
+// p = e^(s - m) of scores s [first, last) of row r, with m and the sums brought up to date. Ends are multiples of W; p may
+// be s. `beyond`: how far the key of s[0] lies beyond the query's own place.
+template <bool SPREAD, bool AWAY>
+LL_INLINE void soften(RowState& state, int64_t r, const Highest& high, const float* s, float* p, int64_t first, int64_t last,
+                      int64_t beyond) {
+  constexpr float least = -88.2f;  // e^x is 0 from here on, and 0 * x of a forbidden pair too
+  const float before = state.largest[r], m = std::max(before, high.all());
   const float change = before == -INF ? 0.0f : exp_scalar(before - m);
   const vf shift = splat(m == -INF ? 0.0f : m);
-  vf total{}, total_2{}, spread{};
-  for (j = first; j < last; j += W) {
-    const vf x = load(s + j) - shift;
-    const vf one = exp(x);
-    if constexpr (SPREAD) spread += one * larger(splat(-104.0f), x);  // 0 * -inf is no number
+  vf total{}, total_2{}, spread{}, spread_2{}, away{}, away_2{}, place{};
+  if constexpr (AWAY) place = splat(static_cast<float>(beyond + first)) + lanes();
+  const auto take = [&](int64_t j, vf& of_total, vf& of_spread, vf& of_away) __attribute__((always_inline)) {
+    const vf x = larger(splat(least), load(s + j) - shift);
+    const vf one = exp_within(x);
     store(p + j, one);
-    total_2 += total;
-    total = one;
+    of_total += one;
+    if constexpr (SPREAD) of_spread += one * x;
+    if constexpr (AWAY) of_away += one * size_of_each(place), place += static_cast<float>(W);
+  };
+  int64_t j = first;
+  for (; j + 2 * W <= last; j += 2 * W) {  // two of each sum, so that none waits for another
+    take(j, total, spread, away);
+    take(j + W, total_2, spread_2, away_2);
   }
-  total += total_2;
-  vf sum = load(state.total + r * W);
+  if (j < last) take(j, total, spread, away);
+  total += total_2, spread += spread_2, away += away_2;
+  const vf sum = load(state.total + r * W);
   if constexpr (SPREAD) {
     const float fall = before == -INF ? 0.0f : before - m;
     store(state.spread + r * W, (load(state.spread + r * W) + sum * fall) * change + spread);
   }
+  if constexpr (AWAY) store(state.away + r * W, load(state.away + r * W) * change + away);
   store(state.total + r * W, sum * change + total);
   state.largest[r] = m;
   state.change[r] = change;
+}
+
+LL_INLINE void soften(RowState& state, int64_t r, const Highest& high, const float* s, float* p, int64_t first, int64_t last,
+                      int64_t beyond) {
+  if (state.away && state.spread) return soften<true, true>(state, r, high, s, p, first, last, beyond);
+  if (state.away) return soften<false, true>(state, r, high, s, p, first, last, beyond);
+  if (state.spread) return soften<true, false>(state, r, high, s, p, first, last, beyond);
+  soften<false, false>(state, r, high, s, p, first, last, beyond);
 }
 
 // The sink of a head: -inf for none.
@@ -103,25 +126,36 @@ inline float sink_of(const Call& call, int64_t n, int64_t h) {
   return call.sink ? call.sink[n * call.sink_n + h * call.sink_head] : -INF;
 }
 
+// What a row's keys come to: m, sum e^(s - m), sum e^(s - m) (s - m) and sum e^(s - m) |i + S - T - j|.
+struct RowSums {
+  float m = -INF, total = 0, spread = 0, away = 0;
+};
+
+inline RowSums sums_of_row(const RowState& state, int64_t r) {
+  return {state.largest[r], sum_of(load(state.total + r * W)), state.spread ? sum_of(load(state.spread + r * W)) : 0.0f,
+          state.away ? sum_of(load(state.away + r * W)) : 0.0f};
+}
+
 // What a row comes to once all its keys were met and its sink joins them.
 struct RowEnd {
   float m = 0, inverse = 0;  // the largest score and 1 / sum e^(s - m), both with the sink; 0 and 0 of an empty row
   float by = 0;              // what e^(s - m of the keys alone) is to be multiplied by to become a weight
   float lse = -INF;
-  float entropy = 0;  // of the keys' weights; it needs `spread`
+  float entropy = 0;   // of the keys' weights
+  float distance = 0;  // the keys' mean |i + S - T - j|
 };
 
-// m, total = sum e^(s - m) and spread = sum e^(s - m) (s - m) of the keys.
-inline RowEnd end_of_row(float m, float total, float spread, float sink) {
+inline RowEnd end_of_row(const RowSums& keys, float sink) {
   RowEnd end;
-  if (total == 0) {
+  if (keys.total == 0) {
     if (sink != -INF) end.m = end.lse = sink, end.inverse = 1;
     return end;
   }
-  const float top = std::max(m, sink), fall = m - top, change = sink == -INF ? 1.0f : exp_scalar(fall);
-  const float sum = sink == -INF ? total : total * change + exp_scalar(sink - top), log_sum = std::log(sum);
+  const float top = std::max(keys.m, sink), fall = keys.m - top, change = sink == -INF ? 1.0f : exp_scalar(fall);
+  const float sum = sink == -INF ? keys.total : keys.total * change + exp_scalar(sink - top), log_sum = std::log(sum);
   end.m = top, end.inverse = 1 / sum, end.by = change * end.inverse, end.lse = top + log_sum;
-  end.entropy = std::max(0.0f, end.by * (total * (log_sum - fall) - spread));
+  end.entropy = std::max(0.0f, end.by * (keys.total * (log_sum - fall) - keys.spread));
+  end.distance = keys.away / keys.total;
   return end;
 }
 
@@ -140,39 +174,21 @@ class Strongest {
     std::fill(index_, index_ + rows * stride_, -1);
   }
 
-  // Take in scores s [first, last) of row r, the first being that of key `key` + first.
-  void see(int64_t r, const float* s, int64_t key, int64_t first, int64_t last) {
-    const float* weakest = score_ + r * stride_ + k_ - 1;
-    for (int64_t j = first; j < last; j += W)
-      for (uint32_t above = lanes_above(load(s + j), splat(*weakest)); above; above &= above - 1) {
-        const int64_t i = j + __builtin_ctz(above);
-        if (s[i] > *weakest) insert(r, s[i], static_cast<int32_t>(key + i));
-      }
-  }
-
-  // What the k strongest scores of a row reach, from its `heights`: the k-th largest of these, which few scores reach.
-  float floor_of(const float* heights) const {
-    if (k_ > 2 * W) return -INF;
-    const vf low = load(heights), high = load(heights + W);
-    vi above_low{}, above_high{};  // how many lie above
-    for (int i = 0; i < 2 * W; i++) {
-      const vf one = splat(heights[i]);
-      above_low -= one > low;
-      above_high -= one > high;
+  // Take in scores s [first, last) of row r, the first being that of key `key` + first; `high` is what `highest` says of
+  // them. Ends are multiples of W.
+  LL_INLINE void see(int64_t r, const float* s, int64_t key, int64_t first, int64_t last, const Highest& high) {
+    float* scores = score_ + r * stride_;
+    const float& weakest = scores[k_ - 1];
+    if (!(high.all() > weakest)) return;
+    vf bound = splat(weakest == -INF ? below_floor(high) : weakest);
+    for (int64_t j = first; j < last; j += 64) {
+      uint64_t found = 0;
+      for (int64_t x = j, end = std::min(j + 64, last); x < end; x += W)
+        found |= static_cast<uint64_t>(lanes_above(load(s + x), bound)) << (x - j);
+      if (!found) continue;
+      take(scores, index_ + r * stride_, s + j, static_cast<int32_t>(key + j), found);
+      bound = larger(bound, splat(weakest));
     }
-    const vf far = splat(INF);
-    return -largest_of(-smaller(above_low < k_ ? low : far, above_high < k_ ? high : far));
-  }
-
-  // As `see`, where those that do not reach the floor need not be asked.
-  void see(int64_t r, const float* s, int64_t key, int64_t first, int64_t last, float floor) {
-    constexpr uint32_t every = W == 32 ? ~0u : (1u << W) - 1;
-    const float* weakest = score_ + r * stride_ + k_ - 1;
-    for (int64_t j = first; j < last; j += W)
-      for (uint32_t some = every & ~lanes_above(splat(floor), load(s + j)); some; some &= some - 1) {
-        const int64_t i = j + __builtin_ctz(some);
-        if (s[i] > *weakest) insert(r, s[i], static_cast<int32_t>(key + i));
-      }
   }
 
   // The scores of row r and their keys.
@@ -182,32 +198,70 @@ class Strongest {
   }
 
   // Line `line` of the answer: those of row r, weighed with the row's m and 1 / l.
-  void write(const Observed& seen, int64_t line, int64_t r, float m, float inverse) const {
-    for (int32_t i = 0; i < k_; i++) {
-      const float s = score_[r * stride_ + i];
-      seen.top_index[line * k_ + i] = index_[r * stride_ + i];
-      seen.top_weight[line * k_ + i] = s == -INF ? 0.0f : exp_scalar(s - m) * inverse;
+  LL_INLINE void write(const Observed& seen, int64_t line, int64_t r, float m, float inverse) const {
+    const float* scores = score_ + r * stride_;
+    const int32_t* keys = index_ + r * stride_;
+    int64_t* index = seen.top_index + line * k_;
+    float *weight = seen.top_weight + line * k_, some[W];
+    for (int32_t i = 0; i < k_; i++) index[i] = keys[i];
+    for (int32_t i = 0; i < k_; i += W) {
+      const vf s = load(scores + i), w = exp(s - m) * inverse;
+      store(some, s > -INF ? w : vf{});
+      std::memcpy(weight + i, some, sizeof(float) * static_cast<size_t>(std::min(W, k_ - i)));
     }
   }
 
  private:
-  // Each place takes the larger of what it holds and the smaller of s and what the place before held.
-  void insert(int64_t r, float s, int32_t key) {
-    float* scores = score_ + r * stride_;
-    int32_t* keys = index_ + r * stride_;
-    vf before = splat(INF);
-    vi key_before{};
-    for (int64_t i = 0; i < stride_; i += W) {
-      const vf held = load(scores + i), above = moved_up(held, before);
-      vi key_held;
-      std::memcpy(&key_held, keys + i, sizeof key_held);
-      const vi key_above = moved_up(key_held, key_before);
-      const vi now = held >= s ? key_held : above >= s ? vi{} + key : key_above;
-      store(scores + i, larger(smaller(above, splat(s)), held));
-      std::memcpy(keys + i, &now, sizeof now);
-      before = splat(held[W - 1]);
-      key_before = vi{} + key_held[W - 1];
+  // What lies just below the k-th largest of these: no score at or below it is among the k strongest of the stretch.
+  float below_floor(const Highest& high) const {
+    if (k_ > 2 * W) return -INF;
+    float each[2 * W];
+    store(each, high.even), store(each + W, high.odd);
+    vi above_even{}, above_odd{};  // how many lie above
+    for (float one : each) {
+      above_even -= splat(one) > high.even;
+      above_odd -= splat(one) > high.odd;
     }
+    const vf far = splat(INF);
+    const float floor = -largest_of(-smaller(above_even < k_ ? high.even : far, above_odd < k_ ? high.odd : far));
+    return std::nextafter(floor, -INF);
+  }
+
+  // Those of the scores that are `found`, lowest first; score s[0] is that of key `key`.
+  LL_INLINE void take(float* scores, int32_t* keys, const float* s, int32_t key, uint64_t found) const {
+    if (stride_ == W) {  // they stay in registers
+      vf held = load(scores);
+      vi index = load_whole(keys);
+      for (; found; found &= found - 1) {
+        const int i = __builtin_ctzll(found);
+        insert(held, index, s[i], key + i, splat(INF), vi{});
+      }
+      store(scores, held), store_whole(keys, index);
+      return;
+    }
+    for (; found; found &= found - 1) {
+      const int i = __builtin_ctzll(found);
+      vf before = splat(INF);
+      vi key_before{};
+      for (int64_t x = 0; x < stride_; x += W) {
+        vf held = load(scores + x);
+        vi index = load_whole(keys + x);
+        const vf last = splat(held[W - 1]);
+        const vi last_key = vi{} + index[W - 1];
+        insert(held, index, s[i], key + i, before, key_before);
+        store(scores + x, held), store_whole(keys + x, index);
+        before = last, key_before = last_key;
+      }
+    }
+  }
+
+  // Each place takes the larger of what it holds and the smaller of s and what the place before held: a score that is not
+  // above the weakest changes nothing. `before` is what stands before the first place.
+  LL_INLINE static void insert(vf& held, vi& keys, float s, int32_t key, vf before, vi key_before) {
+    const vf above = moved_up(held, before);
+    const vi key_above = moved_up(keys, key_before);
+    keys = held >= s ? keys : above >= s ? vi{} + key : key_above;
+    held = larger(smaller(above, splat(s)), held);
   }
 
   int32_t k_ = 0;
@@ -216,17 +270,18 @@ class Strongest {
   int32_t* index_ = nullptr;
 };
 
-// Row i of head h is done: write its output and what is known of it from m, total and spread of its keys (see end_of_row)
-// and the sums over the values. Returns what e^(s - m) is to be multiplied by to become a weight.
-inline float write_result(const Forward& call, int64_t n, int64_t h, int64_t i, float m, float total, float spread, float sink,
+// Row i of head h is done: write its output and what is known of it from its keys and the sums over the values. Returns
+// what e^(s - m) is to be multiplied by to become a weight.
+inline float write_result(const Forward& call, int64_t n, int64_t h, int64_t i, const RowSums& keys, float sink,
                           const float* sums) {
   const int64_t line = (n * call.H + h) * call.T + i;
-  const RowEnd end = end_of_row(m, total, spread, sink);
+  const RowEnd end = end_of_row(keys, sink);
   Tensor output = call.output;
   write_row(row_at(output, call.type, n, h, i), call.type, output.column, call.E, sums, end.by);
   if (call.lse) call.lse[line] = end.lse;
   if (call.rows) call.rows[2 * line] = end.m, call.rows[2 * line + 1] = end.inverse;
   if (call.seen.entropy) call.seen.entropy[line] = end.entropy;
+  if (call.seen.distance) call.seen.distance[line] = end.distance;
   return end.by;
 }
 

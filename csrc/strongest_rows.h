@@ -7,27 +7,20 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-// A row's scores with their bias, and -inf up to `room`, a multiple of 2 W. `heights` takes the largest of 2 W shares.
-inline void add_bias(const float* scores, const float* bias, int64_t columns, int64_t room, float* s, float* heights) {
-  int64_t j = 0;
+// A row's scores with their bias, and -inf up to `room`, a multiple of 2 W.
+inline void add_bias(const float* scores, const float* bias, int64_t columns, int64_t room, float* s) {
   if (bias)
-    for (; j < columns; j++) s[j] = scores[j] + bias[j];
+    for (int64_t j = 0; j < columns; j++) s[j] = scores[j] + bias[j];
   else
     std::copy(scores, scores + columns, s);
   std::fill(s + columns, s + room, -INF);
-  vf high = splat(-INF), high_2 = high;
-  for (j = 0; j < room; j += 2 * W) {
-    high = larger(load(s + j), high);
-    high_2 = larger(load(s + j + W), high_2);
-  }
-  store(heights, high), store(heights + W, high_2);
 }
 
 // False where the row holds NaN or +inf, or less than `top` scores above -inf.
 inline bool strongest_of_row(const RowScores& call, int64_t row, int64_t room, float* s, Strongest& strongest) {
-  alignas(64) float heights[2 * W];
-  add_bias(call.scores + row * call.stride, call.bias, call.columns, room, s, heights);
-  const float m = largest_of(larger(load(heights), load(heights + W)));
+  add_bias(call.scores + row * call.stride, call.bias, call.columns, room, s);
+  const Highest high = highest(s, 0, room);
+  const float m = high.all();
   if (!(m > -INF && m < INF)) return false;
 
   vf total{}, total_2{};
@@ -40,7 +33,7 @@ inline bool strongest_of_row(const RowScores& call, int64_t row, int64_t room, f
   call.lse[row] = m + std::log(sum);
 
   strongest.clear(1);
-  strongest.see(0, s, 0, 0, room, strongest.floor_of(heights));
+  strongest.see(0, s, 0, 0, room, high);
   strongest.copy(0, call.value + row * call.top, call.index + row * call.top);
   return call.value[(row + 1) * call.top - 1] > -INF;
 }

@@ -47,6 +47,8 @@ constexpr float INF = std::numeric_limits<float>::infinity();
 LL_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_loose*>(p); }
 LL_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_loose*>(p) = x; }
 LL_INLINE vf splat(float x) { return x - vf{}; }
+LL_INLINE vi load_whole(const int32_t* p) { vi x; std::memcpy(&x, p, sizeof x); return x; }
+LL_INLINE void store_whole(int32_t* p, vi x) { std::memcpy(p, &x, sizeof x); }
 LL_INLINE vi as_int(vf x) { vi y; std::memcpy(&y, &x, sizeof y); return y; }
 LL_INLINE vf as_float(vi x) { vf y; std::memcpy(&y, &x, sizeof y); return y; }
 
@@ -61,6 +63,15 @@ LL_INLINE vf larger(vf a, vf b) {
 #else
   return a > b ? a : b;
 #endif
+}
+
+LL_INLINE vf size_of_each(vf x) { return as_float(as_int(x) & 0x7fffffff); }
+
+// 0, 1, ..., W - 1.
+LL_INLINE vf lanes() {
+  vf x;
+  for (int i = 0; i < W; i++) x[i] = static_cast<float>(i);
+  return x;
 }
 
 LL_INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
@@ -137,10 +148,9 @@ LL_INLINE float largest_of(vf x) {
   return x[0] > x[1] ? x[0] : x[1];
 }
 
-// 2^x for x <= 0 (and up to 126): error below 2e-7 relative; exactly 0 for x <= -127 and for -inf; NaN stays NaN.
+// 2^x for -127.4 <= x <= 126: error below 2e-7 relative; exactly 0 for x <= -127; NaN stays NaN.
 // x = n + f with |f| <= 1/2; 2^f by its minimax polynomial of degree 6, 2^n by its bits.
-LL_INLINE vf exp2(vf x) {
-  x = larger(splat(-127.0f), x);
+LL_INLINE vf exp2_within(vf x) {
   const vf magic = splat(12582912.0f + 127.0f);  // 1.5 * 2^23: the sum's low bits are n + 127
   vf t = x + magic;
   vf f = x - (t - magic);
@@ -154,8 +164,12 @@ LL_INLINE vf exp2(vf x) {
   return p * as_float(as_int(t) << 23);
 }
 
+// The same for any x <= 126; exactly 0 for -inf.
+LL_INLINE vf exp2(vf x) { return exp2_within(larger(splat(-127.0f), x)); }
+
 // e^x for x <= 0, in the same way.
 LL_INLINE vf exp(vf x) { return exp2(x * LOG2E); }
+LL_INLINE vf exp_within(vf x) { return exp2_within(x * LOG2E); }  // x from -88.2 on
 
 LL_INLINE float exp2_scalar(float x) { return exp2(splat(x))[0]; }
 LL_INLINE float exp_scalar(float x) { return exp(splat(x))[0]; }
@@ -171,7 +185,7 @@ LL_INLINE vf tanh(vf x) {
   p = p * y + 1.333317281380018e-1f;
   p = p * y + -3.3333332082520895e-1f;
   const vf near = x + x * (y * p);
-  const vf size = as_float(as_int(x) & 0x7fffffff), e = exp(-2.0f * size), far = 1.0f - 2.0f * e / (1.0f + e);
+  const vf size = size_of_each(x), e = exp(-2.0f * size), far = 1.0f - 2.0f * e / (1.0f + e);
   const vi small = size <= 0.75f, sign = as_int(x) & static_cast<int32_t>(0x80000000u);
   return as_float((as_int(near) & small) | ((as_int(far) | sign) & ~small));
 }

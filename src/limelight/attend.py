@@ -98,7 +98,8 @@ def look(
     """As `attend`, and a view of the attention matrix, which is not stored: the view computes what is asked of it.
 
     Arguments: as `attend`, and
-        observe: what is to be gathered at once: "received", "entropy", `top(k)`. The view then holds the answers.
+        observe: what is to be gathered at once: "received", "entropy", "distance", `top(k)`. The view then holds the
+            answers.
 
     Result: (output, view); arrays give an array for output, and the view answers in tensors. The view's weights are
         those before dropout.
@@ -125,7 +126,7 @@ def look(
     view = AttentionView(call, result.lse, result.weights)
     view.gather(observe, result.gathered)
     output: Any = result.output
-    return output.reshape(query.shape[:-1] + output.shape[-1:]), view
+    return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:]), view
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,9 @@ def _checked(
 ) -> Call:
     """The call, checked, prepared by its score, its leading axes folded into one."""
     query, key, value = check_inputs(query, key, value)
-    score = _DEFAULT_SCORE if score is None else score
-    if not isinstance(score, Score):
+    if score is None:
+        score = _DEFAULT_SCORE
+    elif not isinstance(score, Score):
         raise ArgumentError(
             f"score must be one of limelight.scores, such as dot(1.0); it is {score!r}. "
             f"For a function use tile_score(fn)."
@@ -214,12 +216,12 @@ def _checked(
     score.check(query, key)
     lead = tuple(query.shape[:-3])
     dense_bias = None
-    if isinstance(bias, Bias):
-        bias.check(query)
-    elif bias is not None:
-        full = (*query.shape[:-1], key.shape[-2])
-        check_bias(bias, query, full)
-        dense_bias = fold_lead(bias, lead, 3)
+    if bias is not None:
+        if isinstance(bias, Bias):
+            bias.check(query)
+        else:
+            check_bias(bias, query, (*query.shape[:-1], key.shape[-2]))
+            dense_bias = fold_lead(bias, lead, 3)
     if sink is not None:
         check_sink(sink, query)
         sink = fold_lead(sink, lead, 1)
@@ -233,7 +235,7 @@ def _checked(
     call = Call(
         query, key, value, score, mask, dense_bias, dropout, 0 if seed is None else seed, lead, wants_lse, sink=sink
     )
-    if isinstance(bias, Bias):
+    if bias is not None and isinstance(bias, Bias):
         call.distances = bias.by_distance(call.whole(), accumulation_dtype(call.query.dtype))
     if mask is not None:
         _check_mask(mask, call.whole())

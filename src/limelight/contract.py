@@ -61,16 +61,20 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     if not query.dtype is key.dtype is value.dtype and torch.is_autocast_enabled(query.device.type):
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    query_shape, key_shape, value_shape = query.shape, key.shape, value.shape
+    if query.ndim < 3 or key.ndim < 3 or value.ndim < 3:
+        _explain_inputs({"query": query, "key": key, "value": value})
+    *lead, heads, _, _ = query.shape
+    *key_lead, groups, keys, _ = key.shape
+    *value_lead, value_groups, values, _ = value.shape
+    dtype, device = query.dtype, query.device
     if not (
-        len(query_shape) >= 3
-        and len(query_shape) == len(key_shape) == len(value_shape)
-        and key_shape[:-1] == value_shape[:-1]
-        and query_shape[:-3] == key_shape[:-3]
-        and (query_shape[-3] == key_shape[-3] or (key_shape[-3] and query_shape[-3] % key_shape[-3] == 0))
-        and query.dtype is key.dtype is value.dtype
-        and query.dtype in float_dtypes
-        and query.device == key.device == value.device
+        lead == key_lead == value_lead
+        and (groups, keys) == (value_groups, values)
+        and (heads == groups or (groups and heads % groups == 0))
+        and dtype is key.dtype is value.dtype
+        and dtype in float_dtypes
+        and device == key.device
+        and device == value.device
     ):
         _explain_inputs({"query": query, "key": key, "value": value})
     return query, key, value

@@ -66,7 +66,7 @@ def watch(
         model: any module that is not compiled.
         layers: pattern of module paths, or several: "encoder.layer.*" names these modules and all inside them, "*"
             crossing dots. None: all.
-        observe: as in `look`: "received", "entropy", `top(k)`, gathered at once.
+        observe: as in `look`: "received", "entropy", "distance", `top(k)`, gathered at once.
         keep: "views": an `AttentionView` per call, with its own copy of query and key and one number per row, so that
             memory grows with T + S; "stats": `Statistics`, only what `observe` names.
         offload: "cpu" moves what is kept there.

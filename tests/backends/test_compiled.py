@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limelight import additive, alibi, attend, causal, dense, dot, lengths, window
+from limelight import additive, alibi, attend, causal, dense, dot, lengths, look, segments, top, window
 from limelight.backends import extension
+from limelight.errors import ArgumentError
 
 pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason="no native kernels here")
 
@@ -24,6 +25,8 @@ def given():
         "counts": torch.tensor([4, 7]),
         "allowed": torch.rand(N, 1, T, S) > 0.3,
         "slopes": torch.rand(H),
+        "query_ids": torch.tensor([[4, 4, 1, 1, 1], [0, 0, 0, 0, 2]]),
+        "key_ids": torch.tensor([[4, 4, 4, 1, 1, 1, 7], [3, 3, 0, 0, 0, 2, 2]]),
     }
 
 
@@ -32,6 +35,9 @@ CALLS = {
     "capped, scaled": lambda q, k, v, **_: attend(q * 1.5, k, v, score=dot(0.3, cap=2.0)),
     "causal, lengths": lambda q, k, v, counts, **_: attend(q * 1.5, k, v, mask=causal() & lengths(counts)),
     "dense, window": lambda q, k, v, allowed, **_: attend(q * 1.5, k, v, mask=dense(allowed) & window(2, 2)),
+    "segments": lambda q, k, v, query_ids, key_ids, **_: attend(
+        q * 1.5, k, v, mask=segments(query_ids, key_ids) & causal()
+    ),
     "additive": lambda q, k, v, vector, counts, **_: attend(q, k, v, score=additive(vector), mask=lengths(counts)),
     "bias, sink": lambda q, k, v, bias, sink, **_: attend(q * 1.5, k, v, bias=bias, sink=sink),
     "by distance": lambda q, k, v, slopes, **_: attend(q * 1.5, k, v, bias=alibi(slopes)),
@@ -51,6 +57,15 @@ def test_compiled_in_one_graph(given, name):
         assert (ours is None) is (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs)
+
+
+def test_ids_that_lie_apart_under_a_compiler(given):
+    torch.compiler.reset()
+    q, k, v, ids = (given[name].detach() for name in ("q", "k", "v", "key_ids"))
+    compiled = torch.compile(lambda ids: attend(q, k, v, mask=segments(ids[:, :T], ids)), backend="aot_eager")
+    assert compiled(ids).shape == v.shape[:2] + (T, v.shape[-1])
+    with pytest.raises(ArgumentError, match="the keys of every id must lie side by side"):
+        compiled(torch.tensor([[4, 1, 4, 1, 1, 1, 7], [3, 3, 0, 0, 0, 2, 2]]))
 
 
 def test_a_fresh_seed_under_a_compiler(given):
@@ -79,7 +94,46 @@ def test_nan_behind_the_mask_and_in_sight(given):
     torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
-@pytest.mark.parametrize("gather", [(False, False, 0), (True, True, 3)])
+LOOKS = {
+    "causal": {"mask": causal()},
+    "sink": {"sink": torch.tensor([0.5, -1.0, 2.0])},
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_look_in_one_graph(given, name):
+    """The view answers inside the graph what was observed, and outside of it everything."""
+    torch.compiler.reset()
+    observe = ("received", "entropy", "distance", top(3))
+
+    def call(q, k, v):
+        output, view = look(q * 1.5, k, v, observe=observe, **LOOKS[name])
+        return output, view.lse, view.received(), view.entropy(), view.distance(), *view.top(3)
+
+    inputs = [given[one] for one in "qkv"]
+    got, want = torch.compile(call, fullgraph=True, backend="aot_eager")(*inputs), call(*inputs)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    found, wanted = (torch.autograd.grad(out[0].square().sum() + out[1].sum(), inputs) for out in (got, want))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_what_is_observed_where_nan_stands(given):
+    torch.compiler.reset()
+    q, k, v = (given[name].detach().clone() for name in "qkv")
+    k[0, :, 6] = torch.nan  # the last query alone sees it
+    observe = ("received", "entropy", "distance", top(2))
+
+    def call(q, k, v):
+        output, view = look(q, k, v, mask=causal(), observe=observe)
+        return output, view.received(), view.entropy(), view.distance(), *view.top(2)
+
+    got, want = torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v), call(q, k, v)
+    assert want[2].isnan().any()
+    assert want[2][1].isfinite().all()
+    torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("gather", [(False, False, 0, False, None), (True, True, 3, True, torch.rand(N, H, T))])
 def test_what_torch_asks_of_an_operator(given, gather):
     q, k, v, sink = (given[name] for name in ("q", "k", "v", "sink"))
     none, far = None, 1 << 40
@@ -105,3 +159,14 @@ def test_what_torch_asks_of_an_operator(given, gather):
     )
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.limelight.attention.default, arguments, test_utils=checks)
+
+
+def test_what_torch_asks_of_the_operator_of_gradients(given):
+    q, k, v, sink, vector = (given[name].detach() for name in ("q", "k", "v", "sink", "vector"))
+    none, far = None, 1 << 40
+    tensors = (q, k, v, none, sink, none, vector, given["counts"], none, none, none)
+    call = (*tensors, -far, 2, 1.0, 0.0, 0.0, torch.tensor(0))
+    output, lse, rows, *_ = torch.ops.limelight.attention(*call, False, False, 0, False, None)
+    arguments = (*call, output, lse, rows, torch.ones_like(output), torch.ones_like(lse))
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.limelight.attention_backward.default, arguments, test_utils=checks)

@@ -123,23 +123,55 @@ def test_additive_agrees_with_the_reference_in_float64(case, per_head):
     _agree((*inputs, vector), arguments, make=limelight.additive)
 
 
-@given(case=cases())
-@settings(max_examples=25, deadline=None)
-def test_observations_agree_with_the_reference(case):
+@given(case=cases(), draw_k=st.sampled_from((1, 3, 8, 13, 40)))
+@settings(max_examples=40, deadline=None)
+def test_observations_agree_with_the_reference(case, draw_k):
     inputs, arguments = case
     arguments = {name: one for name, one in arguments.items() if name not in ("dropout", "seed")}
     expected = look(*inputs, backend="reference", **arguments)[1]
     narrow = {name: one.float() if isinstance(one, torch.Tensor) else one for name, one in arguments.items()}
     floats = [one.float() for one in inputs]
-    view = look(*floats, backend="native", observe=("received", "entropy", top(3)), **narrow)[1]
+    k = min(draw_k, inputs[1].shape[2])
+    view = look(*floats, backend="native", observe=("received", "entropy", "distance", top(k)), **narrow)[1]
     rows = max(1, inputs[0].shape[2])
+    torch.testing.assert_close(view.distance().double(), expected.distance(), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(view.entropy().double(), expected.entropy(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(view.received().double(), expected.received(), rtol=1e-5, atol=1e-6 * rows)
-    found, wanted = view.top(3), expected.top(3)
+    found, wanted = view.top(k), expected.top(k)
     torch.testing.assert_close(found.weights.double(), wanted.weights, rtol=1e-5, atol=1e-6)
     other = found.indices != wanted.indices  # equal but for a rounding
     assert (found.weights - wanted.weights)[other].abs().le(1e-6).all()
     assert torch.equal(found.indices < 0, wanted.indices < 0)
+
+
+@pytest.mark.parametrize("queries", [2, 50])
+@pytest.mark.parametrize("k", [1, 5, 8, 20, 33])
+def test_of_equal_links_the_first_ones_are_the_strongest(queries, k):
+    query, key = torch.ones(1, 1, queries, 4), torch.zeros(1, 1, 300, 4)
+    key[0, 0, 170:190] = 1.0  # twenty equals above many, in another block of keys
+    key[0, 0, 5] = -1e4
+    links = look(query, key, key, backend="native", observe=(top(k),))[1].top(k)
+    want = [*range(170, 190), *(j for j in range(170) if j != 5)][:k]
+    assert torch.equal(links.indices, torch.tensor(want).expand(1, 1, queries, k))
+
+
+@pytest.mark.parametrize("queries", [3, 40])
+def test_links_whose_weight_is_zero_are_still_ranked_by_score(queries):
+    # All but the first weights underflow, and those are keys that may be seen nevertheless.
+    query, key = torch.ones(1, 1, queries, 1), -1e3 * torch.arange(200.0).view(1, 1, 200, 1)
+    links = look(query, key, key, score=dot(1.0), backend="native", observe=(top(9), "received"))[1].top(9)
+    assert torch.equal(links.indices, torch.arange(9).expand(1, 1, queries, 9))
+    assert torch.equal(links.weights[..., 1:], torch.zeros(1, 1, queries, 8))
+
+
+@pytest.mark.parametrize("score", [dot(), limelight.additive(torch.ones(20))])
+@pytest.mark.parametrize("queries", [3, 31, 250])
+def test_received_with_a_weight_for_each_row(score, queries):
+    query, key, value = (_random(seed, 2, 3, size, 20).float() for seed, size in ((1, queries), (2, 157), (3, 157)))
+    rows = _random(4, 2, 1, queries).float()
+    view = look(query, key, value, score=score, mask=causal(), backend="native")[1]
+    want = torch.einsum("nhts,nht->nhs", view.dense().double(), rows.double().expand(2, 3, queries))
+    torch.testing.assert_close(view.received(rows).double(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

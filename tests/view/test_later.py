@@ -15,7 +15,7 @@ from tests.support.tolerance import assert_near
 
 import limelight
 from limelight.backends import extension, lookup
-from limelight.backends.protocol import Gather
+from limelight.backends.protocol import Gather, Gathered
 from limelight.backends.select import observed
 
 native = pytest.mark.skipif(extension.refusal() is not None, reason=f"{extension.refusal()}")
@@ -53,18 +53,23 @@ def test_the_kernels_are_asked_where_they_can(score, monkeypatch):
     call, lse = view._call, view.lse.detach()
     with torch.no_grad():
         want = lookup.received(call, lse), lookup.entropy(call, lse), lookup.strongest(call, lse, 3)
-    for name in ("received", "entropy", "strongest"):
+        far = lookup.distance(call, lse)
+        rows = torch.linspace(-1, 2, sizes.T)
+        weighed = lookup.product(call, lse, rows.view(1, 1, -1, 1).expand(*lse.shape, 1)).squeeze(-1)
+    for name in ("received", "entropy", "strongest", "distance", "product"):
         monkeypatch.delattr(lookup, name)
     assert_near(view.received(), want[0], torch.float32, sizes.terms)
     assert_near(view.entropy(), want[1], torch.float32, sizes.terms)
     assert torch.equal(view.top(3).indices, want[2][0])
+    assert_near(view.distance(), far, torch.float32, sizes.terms)
+    assert_near(view.detach().received(rows), weighed, torch.float32, sizes.terms)
     assert torch.equal(view.argmax(), want[2][0][..., 0])
 
 
 def test_elsewhere_nothing_is_gathered():
     _, view = limelight.look(*tensors(Sizes()))
     with torch.no_grad():
-        assert observed(view._call, Gather(True, True, 2)) == (None, None, None)
+        assert observed(view._call, Gather(True, True, 2, True)) == Gathered()
 
 
 @native

@@ -10,13 +10,18 @@ from torch import Tensor
 from limelight.backends import extension
 from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gathered, Result
 from limelight.backends.sinks import row_products, sink_gradient
-from limelight.masks.form import Form
+from limelight.masks.form import EVERYTHING
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOTHING = (0, 0, 0, 0, 0)
 """A tensor that is not there: no address, no strides."""
 
+_UNMASKED = (EVERYTHING.low, EVERYTHING.high, 0, 0, 0, *_NOTHING)
+"""A mask that allows everything."""
+
 _NOTHING_SEEN = Gathered()
+_UNSEEN = (0, 0, 0, 0, 0, 0, 0)
+"""Nothing is observed."""
 
 
 def forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
@@ -28,18 +33,10 @@ def forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
     rows = query.new_empty(n, heads, queries, 2, dtype=torch.float32) if tracked else None
     seen = _NOTHING_SEEN if gather is NOTHING else _room(call, gather)
     numbers, kept_alive = _common(call)
-    top = seen.top
-    address = (
-        _address(seen.entropy),
-        _address(seen.received),
-        0,
-        *((0, 0, 0) if top is None else (top[0].data_ptr(), top[1].data_ptr(), gather.top)),
-    )
-    dot = call.score.tanh_vector() is None
     module = extension.native()
     assert module is not None
-    kernel = module.dot_forward if dot else module.additive_forward
-    if not kernel((*numbers, *_place(output), _address(lse), _address(rows), *address)):
+    kernel = module.dot_forward if call.score.tanh_vector() is None else module.additive_forward
+    if not kernel((*numbers, *_place(output), _address(lse), _address(rows), *_seen_place(seen, gather))):
         return None
     del kept_alive
     return Result(output, lse, None, seen), rows
@@ -140,17 +137,26 @@ def careful_backward(
 def _room(call: Call, gather: Gather) -> Gathered:
     """Where the kernels put what they observe."""
     n, heads, queries, _ = call.query.shape
-    empty = call.query.new_empty
+    empty, wide = call.query.new_empty, torch.float32
+    top = None
+    if gather.top:
+        shape = (n, heads, queries, gather.top)
+        top = empty(shape, dtype=torch.int64), empty(shape, dtype=wide)
     return Gathered(
-        call.query.new_zeros(n, heads, call.key.shape[2], dtype=torch.float32) if gather.received else None,
-        empty(n, heads, queries, dtype=torch.float32) if gather.entropy else None,
-        (
-            empty(n, heads, queries, gather.top, dtype=torch.int64),
-            empty(n, heads, queries, gather.top, dtype=torch.float32),
-        )
-        if gather.top
-        else None,
+        call.query.new_zeros(n, heads, call.key.shape[2], dtype=wide) if gather.received else None,
+        empty(n, heads, queries, dtype=wide) if gather.entropy else None,
+        top,
+        empty(n, heads, queries, dtype=wide) if gather.distance else None,
     )
+
+
+def _seen_place(seen: Gathered, gather: Gather) -> tuple[int, ...]:
+    """Where what is observed goes."""
+    if gather is NOTHING:
+        return _UNSEEN
+    indices, weights = (None, None) if seen.top is None else seen.top
+    places = (seen.entropy, seen.distance, seen.received, gather.row_weight, indices, weights)
+    return *map(_address, places), gather.top
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -165,48 +171,77 @@ def _place(tensor: Tensor) -> tuple[int, ...]:
 
 def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
     """The numbers that every kernel takes, as csrc/bindings.cpp reads them, and the tensors that they point to."""
-    query, key, value = call.query, call.key, call.value
+    query, value, score = call.query, call.value, call.score
     n, heads, queries, width = query.shape
     _, groups, keys, value_width = value.shape
-    scale, vector = call.score.plain_scale(width), call.score.tanh_vector()
+    scale = score.plain_scale(width)
     alive: list[Tensor] = []
-    bias, full = _NOTHING, (n, heads, queries, keys)
+    numbers = (
+        *(n, heads, groups, queries, keys, width, value_width, TYPES[query.dtype], torch.get_num_threads()),
+        *(1.0 if scale is None else scale, score.soft_cap() or 0.0, call.dropout, call.seed),
+        *_place(query),
+        *_place(call.key),
+        *_place(value),
+        *_added(call, alive),
+        *_allowed(call, alive),
+        *_vector(call, alive),
+        *_sink(call, alive),
+    )
+    return numbers, alive
+
+
+def _added(call: Call, alive: list[Tensor]) -> tuple[int, ...]:
+    """Where the bias lies."""
     if call.distances is not None:
-        wide = call.distances.detach().to(torch.float32).contiguous()
-        alive.append(wide)
-        bias = _distance_place(wide, queries)
-    if call.bias is not None:
-        wide = call.bias.detach().to(torch.float32).expand(full)
-        alive.append(wide)
-        bias = _place(wide)
-    sink_place = (0, 0, 0)
-    if call.sink is not None:
-        wide = call.sink.detach().to(torch.float32).expand(n, heads)
-        alive.append(wide)
-        sink_place = _place(wide)
-    vector_place: tuple[int, int] = (0, 0)
-    if vector is not None:
-        vector = vector.detach().to(torch.float32).contiguous()
-        alive.append(vector)
-        vector_place = (vector.data_ptr(), vector.shape[-1] if vector.ndim == 2 and vector.shape[0] > 1 else 0)
-    form = None if call.mask is None else call.mask.form(call.whole())
-    form = Form() if form is None else form
-    lengths, dense = 0, _NOTHING
+        wide = call.distances.to(torch.float32).contiguous()
+        place = _distance_place(wide, call.query.shape[2])
+    elif call.bias is not None:
+        wide = call.bias.to(torch.float32).expand(*call.query.shape[:3], call.key.shape[2])
+        place = _place(wide)
+    else:
+        return _NOTHING
+    alive.append(wide)
+    return place
+
+
+def _allowed(call: Call, alive: list[Tensor]) -> tuple[int, ...]:
+    """The band, and where lengths, runs and dense pattern lie."""
+    form = call.form()
+    if form is EVERYTHING:
+        return _UNMASKED
+    assert form is not None
+    n, heads, queries, _ = call.query.shape
+    lengths, runs, dense = 0, [0, 0], _NOTHING
     if form.lengths is not None:
         counts = form.lengths.contiguous()
         alive.append(counts)
         lengths = counts.data_ptr()
-    if form.dense is not None:
-        wide = form.dense.expand(full)
-        alive.append(wide)
-        dense = _place(wide)
-    sizes = (n, heads, groups, queries, keys, width, value_width, TYPES[query.dtype], torch.get_num_threads())
-    runs = [0, 0]
     for place, ends in enumerate((form.first, form.last)):
         if ends is not None:
             wide = ends.expand(n, queries).contiguous()
             alive.append(wide)
             runs[place] = wide.data_ptr()
-    mask = (form.low, form.high, lengths, *runs, *dense)
-    numbers = (*sizes, 1.0 if scale is None else scale, call.score.soft_cap() or 0.0, call.dropout, call.seed)
-    return (*numbers, *_place(query), *_place(key), *_place(value), *bias, *mask, *vector_place, *sink_place), alive
+    if form.dense is not None:
+        wide = form.dense.expand(n, heads, queries, call.key.shape[2])
+        alive.append(wide)
+        dense = _place(wide)
+    return form.low, form.high, lengths, *runs, *dense
+
+
+def _vector(call: Call, alive: list[Tensor]) -> tuple[int, int]:
+    """Where the vector of additive scores lies, and its stride along the heads."""
+    vector = call.score.tanh_vector()
+    if vector is None:
+        return 0, 0
+    wide = vector.to(torch.float32).contiguous()
+    alive.append(wide)
+    return wide.data_ptr(), wide.shape[-1] if wide.ndim == 2 and wide.shape[0] > 1 else 0
+
+
+def _sink(call: Call, alive: list[Tensor]) -> tuple[int, ...]:
+    """Where the sinks lie."""
+    if call.sink is None:
+        return 0, 0, 0
+    wide = call.sink.to(torch.float32).expand(*call.query.shape[:2])
+    alive.append(wide)
+    return _place(wide)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.backends import extension, kernels, operator
 from limelight.backends.derivatives import final
-from limelight.backends.numerics import no_autocast
+from limelight.backends.numerics import no_graph
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
 
 
@@ -31,15 +31,15 @@ class Native(Backend):
     def refusal(self, call: Call) -> str | None:
         """It takes dot and additive scores on the CPU, masks that are a band, lengths, runs and a dense pattern."""
         query = call.query
-        if query.device.type != "cpu":
+        if not query.is_cpu:
             return f"it runs on the CPU, and query is on {query.device}"
         if query.dtype not in kernels.TYPES or not query.dtype is call.key.dtype is call.value.dtype:
             return f"it takes float32, bfloat16 and float16, and query is {query.dtype}"
-        if not call.pairs() or not query.shape[-1]:
+        if not (query.numel() and call.key.shape[2]):
             return "there is nothing to attend to"
         if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:
             return "the score is neither a dot product nor additive"
-        if call.mask is not None and call.mask.form(call.whole()) is None:
+        if call.form() is None:
             return "the mask is not a band, lengths, runs of keys and one dense pattern"
         return extension.refusal()
 
@@ -55,11 +55,12 @@ class Native(Backend):
         """Forward; the backward pass is set up in autograd."""
         if torch.compiler.is_compiling():
             return operator.run(call)
-        tensors = call.tensors()
-        if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
-            kept: list[Result] = []
-            output, lse = _Attention.apply(call, self._careful, kept, *tensors)
-            return Result(output, lse, None, kept[0].gathered)
+        if torch.is_grad_enabled():
+            tensors = call.tensors()
+            if any(one is not None and one.requires_grad for one in tensors):
+                kept: list[Result] = []
+                output, lse = _Attention.apply(call, self._careful, kept, *tensors)
+                return Result(output, lse, None, kept[0].gathered)
         done = kernels.forward(call, False)
         return self._careful.run(call) if done is None else done[0]
 
@@ -84,7 +85,7 @@ class _Attention(torch.autograd.Function):
         call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
         to_output, to_lse = grad_outputs
         wanted = ctx.needs_input_grad[-len(tensors) :]
-        with torch.no_grad(), no_autocast(call.query):
+        with no_graph(call.query):
             if to_output is None:
                 to_output = torch.zeros_like(output)
             grads = None if rows is None else kernels.backward(call, output, lse, rows, to_output, to_lse, wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,17 @@ def all_finite(*tensors: Tensor | None) -> bool:
         or math.isfinite(float(tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))))
         for tensor in tensors
     )
+
+
+def no_graph(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Neither autograd nor autocast, in a backward pass: autograd is off there, except with create_graph=True."""
+    device = tensor.device.type
+    if not (torch.is_grad_enabled() or torch.is_autocast_enabled(device)):
+        return nullcontext()
+    both = ExitStack()
+    both.enter_context(torch.no_grad())
+    both.enter_context(torch.autocast(device, enabled=False))
+    return both
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

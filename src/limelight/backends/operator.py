@@ -7,7 +7,7 @@ looking, `native.py` calls the kernels itself: an operator costs tens of microse
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -24,6 +24,35 @@ _UNCAPPED = 0.0
 _careful: list[Careful] = []
 
 
+class Flat(NamedTuple):
+    """A call as the operators take it: folded, the mask as its form. The first `OWN_TENSORS` + 1 have gradients."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    sink: Tensor | None
+    distances: Tensor | None
+    vector: Tensor | None
+    lengths: Tensor | None
+    dense: Tensor | None
+    first: Tensor | None
+    last: Tensor | None
+    low: int
+    high: int
+    scale: float
+    cap: float
+    dropout: float
+    seed: Tensor
+
+
+_KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float"}
+_CALL = ", ".join(f"{_KINDS[kind]} {name}" for name, kind in get_type_hints(Flat).items())
+_GATHER = "bool received, bool entropy, int top, bool distance, Tensor? row_weight"
+_DIFFERENTIABLE = OWN_TENSORS + 1
+_FIRST_NUMBER = Flat._fields.index("low")
+
+
 def set_careful(run: Careful) -> None:
     """Who runs a call in which the kernels met NaN or inf: said once, by native.py."""
     _careful[:] = [run]
@@ -32,72 +61,53 @@ def set_careful(run: Careful) -> None:
 def run(call: Call) -> Result:
     """A call that native takes, through the operator."""
     gather = call.gather
-    described, seed = _described(call), torch.as_tensor(call.seed, dtype=torch.int64)
-    output, lse, _, received, entropy, indices, weights = _attention(*described, seed, *gather)
+    output, lse, _, received, entropy, indices, weights, distance = _attention(*_flat(call), *gather)
     seen = Gathered(
         received if gather.received else None,
         entropy if gather.entropy else None,
         (indices, weights) if gather.top else None,
+        distance if gather.distance else None,
     )
     return Result(output, lse, None, seen)
 
 
-def _described(call: Call) -> tuple[Any, ...]:
-    """The call as the operators take it, up to the seed."""
-    form = None if call.mask is None else call.mask.form(call.whole())
-    form = Form() if form is None else form
+def _flat(call: Call) -> Flat:
+    form = call.form()
+    assert form is not None
     vector = call.score.tanh_vector()
     scale = 1.0 if vector is not None else call.score.plain_scale(call.query.shape[-1])
-    tensors = (call.query, call.key, call.value, call.bias, call.sink, call.distances, vector)
-    cap = call.score.soft_cap() or _UNCAPPED
-    return *tensors, form.lengths, form.dense, form.first, form.last, form.low, form.high, scale, cap, call.dropout
-
-
-# infer_schema reads these annotations and wants Optional spelled out.
-@torch.library.custom_op("limelight::attention", mutates_args=(), device_types="cpu")
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional[Tensor],  # noqa: UP045
-    sink: Optional[Tensor],  # noqa: UP045
-    distances: Optional[Tensor],  # noqa: UP045
-    vector: Optional[Tensor],  # noqa: UP045
-    lengths: Optional[Tensor],  # noqa: UP045
-    dense: Optional[Tensor],  # noqa: UP045
-    first: Optional[Tensor],  # noqa: UP045
-    last: Optional[Tensor],  # noqa: UP045
-    low: int,
-    high: int,
-    scale: float,
-    cap: float,
-    dropout: float,
-    seed: Tensor,
-    received: bool,
-    entropy: bool,
-    top: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output, lse, rows (NaN after the careful road), received, entropy, strongest indices and weights."""
-    call = _call(
-        query,
-        key,
-        value,
-        bias,
-        sink,
-        distances,
-        vector,
-        lengths,
-        dense,
-        first,
-        last,
-        low,
-        high,
-        scale,
-        cap,
-        dropout,
-        seed,
+    assert scale is not None
+    return Flat(
+        *(call.query, call.key, call.value, call.bias, call.sink, call.distances, vector),
+        *(form.lengths, form.dense, form.first, form.last, form.low, form.high),
+        *(scale, call.score.soft_cap() or _UNCAPPED, call.dropout),
+        torch.as_tensor(call.seed, dtype=torch.int64),
     )
-    call.gather = Gather(received, entropy, top)
+
+
+def _call(flat: Flat) -> Call:
+    """The call again."""
+    score = dot(flat.scale, cap=flat.cap or None) if flat.vector is None else additive(flat.vector)
+    mask = Described(Form(flat.low, flat.high, flat.lengths, flat.dense, flat.first, flat.last))
+    return Call(
+        *(flat.query, flat.key, flat.value, score, mask, flat.bias, flat.dropout, int(flat.seed)),
+        *((flat.query.shape[0],), True),
+        sink=flat.sink,
+        distances=flat.distances,
+    )
+
+
+@torch.library.custom_op(
+    "limelight::attention",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_CALL}, {_GATHER}) -> ({', '.join(['Tensor'] * 8)})",
+)
+def _attention(*arguments: Any) -> tuple[Tensor, ...]:
+    """Output, lse, rows (NaN after the careful road), received, entropy, strongest indices and weights, distance."""
+    flat, gather = Flat(*arguments[: len(Flat._fields)]), Gather(*arguments[len(Flat._fields) :])
+    call = _call(flat)
+    call.gather = gather
     with torch.no_grad():
         done = kernels.forward(call, True)
         if done is None:
@@ -108,80 +118,49 @@ def _attention(
         else:
             result, rows = done
             seen = result.gathered
-    assert result.lse is not None
-    assert rows is not None
     assert seen is not None
     indices, weights = seen.top or (None, None)
-    found = (result.output, result.lse, rows, seen.received, seen.entropy, indices, weights)
+    found = (result.output, result.lse, rows, seen.received, seen.entropy, indices, weights, seen.distance)
     # An operator hands out no tensor twice.
-    empty = [query.new_empty(0, dtype=torch.int64 if place == 5 else torch.float32) for place in range(len(found))]
-    return tuple(empty[place] if one is None else one for place, one in enumerate(found))  # pyright: ignore
+    return tuple(_empty(flat, place) if one is None else one for place, one in enumerate(found))
+
+
+def _empty(flat: Flat, place: int) -> Tensor:
+    """The result at that place where it was not asked for."""
+    return flat.query.new_empty(0, dtype=torch.int64 if place == 5 else torch.float32)
 
 
 @_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    received, entropy, top = rest[-3:]
-    n, heads, queries, _ = query.shape
-
-    def like(wanted: bool, *shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        return query.new_empty(shape if wanted else (0,), dtype=dtype)
-
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    flat, gather = Flat(*arguments[: len(Flat._fields)]), Gather(*arguments[len(Flat._fields) :])
+    n, heads, queries, _ = flat.query.shape
+    rows = (n, heads, queries)
+    shapes = (
+        rows,
+        (*rows, 2),
+        (n, heads, flat.key.shape[2]) if gather.received else (0,),
+        rows if gather.entropy else (0,),
+        (*rows, gather.top) if gather.top else (0,),
+        (*rows, gather.top) if gather.top else (0,),
+        rows if gather.distance else (0,),
+    )
     return (
-        query.new_empty(n, heads, queries, value.shape[-1]),
-        like(True, n, heads, queries),
-        like(True, n, heads, queries, 2),
-        like(received, n, heads, key.shape[2]),
-        like(entropy, n, heads, queries),
-        like(top > 0, n, heads, queries, top, dtype=torch.int64),
-        like(top > 0, n, heads, queries, top),
+        flat.query.new_empty(*rows, flat.value.shape[-1]),
+        *(_empty(flat, place).new_empty(shape) for place, shape in enumerate(shapes, 1)),
     )
 
 
-@torch.library.custom_op("limelight::attention_backward", mutates_args=(), device_types="cpu")
-def _attention_backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional[Tensor],  # noqa: UP045
-    sink: Optional[Tensor],  # noqa: UP045
-    distances: Optional[Tensor],  # noqa: UP045
-    vector: Optional[Tensor],  # noqa: UP045
-    lengths: Optional[Tensor],  # noqa: UP045
-    dense: Optional[Tensor],  # noqa: UP045
-    first: Optional[Tensor],  # noqa: UP045
-    last: Optional[Tensor],  # noqa: UP045
-    low: int,
-    high: int,
-    scale: float,
-    cap: float,
-    dropout: float,
-    seed: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    rows: Tensor,
-    to_output: Tensor,
-    to_lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "limelight::attention_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_CALL}, Tensor output, Tensor lse, Tensor rows, Tensor to_output, Tensor to_lse) -> "
+    f"({', '.join(['Tensor'] * _DIFFERENTIABLE)})",
+)
+def _attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Gradients to query, key, value, bias, sink, distances and vector; empty for what is not there."""
-    call = _call(
-        query,
-        key,
-        value,
-        bias,
-        sink,
-        distances,
-        vector,
-        lengths,
-        dense,
-        first,
-        last,
-        low,
-        high,
-        scale,
-        cap,
-        dropout,
-        seed,
-    )
+    flat, (output, lse, rows, to_output, to_lse) = Flat(*arguments[: len(Flat._fields)]), arguments[len(Flat._fields) :]
+    call = _call(flat)
     tensors = list(call.tensors())
     with torch.no_grad():
         wanted = tuple(one is not None for one in tensors)
@@ -190,10 +169,8 @@ def _attention_backward(
             grads = kernels.backward(call, output, lse, rows, to_output, to_lse, wanted)
         if grads is None:
             grads = kernels.careful_backward(call, _careful[0], tensors, to_output, to_lse)
-    to_vector = grads[OWN_TENSORS:] or (None,)
-    return tuple(  # pyright: ignore[reportReturnType]
-        query.new_empty(0) if one is None else one.contiguous() for one in (*grads[:OWN_TENSORS], *to_vector)
-    )
+    grads = grads if len(grads) == _DIFFERENTIABLE else (*grads, None)
+    return tuple(flat.query.new_empty(0) if one is None else one.contiguous() for one in grads)
 
 
 @_attention_backward.register_fake
@@ -201,59 +178,39 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     query = arguments[0]
     return tuple(
         query.new_empty(0) if one is None else torch.empty_like(one, memory_format=torch.contiguous_format)
-        for one in arguments[: OWN_TENSORS + 1]
+        for one in arguments[:_DIFFERENTIABLE]
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, low, high, scale, cap, dropout, seed, _, _, _ = inputs
-    ctx.save_for_backward(*tensors, seed, *output[:3])
-    ctx.numbers = low, high, scale, cap, dropout
+    flat = Flat(*inputs[: len(Flat._fields)])
+    ctx.save_for_backward(*flat[:_FIRST_NUMBER], flat.seed, *output[:3])
+    ctx.numbers = flat[_FIRST_NUMBER:-1]
 
 
 def _differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     *tensors, seed, output, lse, rows = ctx.saved_tensors
     to_output, to_lse = grads[:2]
     found = _attention_backward(*tensors, *ctx.numbers, seed, output, lse, rows, to_output, to_lse)
-    own = [None if one is None else grad for one, grad in zip(tensors[: OWN_TENSORS + 1], found, strict=True)]
-    return *own, *[None] * 13
+    leaves = tensors[:_DIFFERENTIABLE]
+    own = [None if one is None else grad for one, grad in zip(leaves, found, strict=True)]
+    return *own, *[None] * (len(Flat._fields) - _DIFFERENTIABLE + len(Gather._fields))
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
 
 
-def _call(*arguments: Any) -> Call:
-    """The call again, from what the operators take."""
-    (
-        query,
-        key,
-        value,
-        bias,
-        sink,
-        distances,
-        vector,
-        lengths,
-        dense,
-        first,
-        last,
-        low,
-        high,
-        scale,
-        cap,
-        dropout,
-        seed,
-    ) = arguments
-    score = dot(scale, cap=cap or None) if vector is None else additive(vector)
-    mask = Described(Form(low, high, lengths, dense, first, last))
-    lead = (query.shape[0],)
-    return Call(query, key, value, score, mask, bias, dropout, int(seed), lead, True, sink=sink, distances=distances)
-
-
 def _seen_later(call: Call, lse: Tensor) -> Gathered:
     """What was to be gathered, computed after the pass."""
     gather = call.gather
+    received = None
+    if gather.received and gather.row_weight is not None:
+        received = lookup.product(call, lse, gather.row_weight.unsqueeze(-1)).squeeze(-1)
+    elif gather.received:
+        received = lookup.received(call, lse)
     return Gathered(
-        lookup.received(call, lse) if gather.received else None,
+        received,
         lookup.entropy(call, lse) if gather.entropy else None,
         lookup.strongest(call, lse, gather.top) if gather.top else None,
+        lookup.distance(call, lse) if gather.distance else None,
     )

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from limelight.masks import Block, Mask
 from limelight.masks.block import Selector
+from limelight.masks.form import EVERYTHING, Form
 from limelight.scores import Score
 
 
 class Gather(NamedTuple):
-    """What is to be observed beside the output: received mass, entropy, the `top` strongest links (0: none)."""
+    """What is to be observed beside the output: received mass, entropy, the `top` strongest links (0: none), distance.
+
+    row_weight: float32 [N, H, T], what each query counts in the received mass; None: 1 each.
+    """
 
     received: bool = False
     entropy: bool = False
     top: int = 0
+    distance: bool = False
+    row_weight: Tensor | None = None
 
 
 NOTHING = Gather()
@@ -28,12 +34,14 @@ NOTHING = Gather()
 class Gathered(NamedTuple):
     """What a backend observed on the way, without a graph; None for what it did not.
 
-    received [N, H, S]; entropy [N, H, T], nats; top: indices (int64) and weights [N, H, T, k], strongest first.
+    received [N, H, S]; entropy [N, H, T], nats; top: indices (int64) and weights [N, H, T, k], strongest first;
+    distance [N, H, T], positions.
     """
 
     received: Tensor | None = None
     entropy: Tensor | None = None
     top: tuple[Tensor, Tensor] | None = None
+    distance: Tensor | None = None
 
 
 OWN_TENSORS = 6
@@ -63,6 +71,9 @@ class Call:
     gather: Gather = NOTHING
     sink: Tensor | None = None
     distances: Tensor | None = None
+    # Worked out when first asked for; a changed copy (`replace`) begins without them.
+    _whole: Block | None = field(default=None, init=False, repr=False, compare=False)
+    _form: tuple[Form | None] | None = field(default=None, init=False, repr=False, compare=False)  # None: not asked
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All that gradients flow to: `OWN_TENSORS` of the call, as `with_tensors` takes them, then the score's."""
@@ -94,8 +105,18 @@ class Call:
 
     def whole(self) -> Block:
         """The block that is the whole matrix."""
-        n, _, queries, _ = self.query.shape
-        return self.block(slice(0, n), slice(0, queries), slice(0, self.key.shape[2]))
+        if self._whole is None:
+            n, _, queries, _ = self.query.shape
+            self._whole = self.block(slice(0, n), slice(0, queries), slice(0, self.key.shape[2]))
+        return self._whole
+
+    def form(self) -> Form | None:
+        """The mask as compiled kernels take it; None if it has no such form."""
+        if self.mask is None:
+            return EVERYTHING
+        if self._form is None:
+            self._form = (self.mask.form(self.whole()),)
+        return self._form[0]
 
     def pair_cost(self) -> int:
         """Numbers held at once per (query, key) pair while a tile is computed."""

@@ -37,3 +37,7 @@ class Form(NamedTuple):
         if self.first is not None and self.last is not None and other.first is not None and other.last is not None:
             first, last = torch.maximum(self.first, other.first), torch.minimum(self.last, other.last)
         return Form(max(self.low, other.low), min(self.high, other.high), lengths, dense, first, last)
+
+
+EVERYTHING = Form()
+"""Every key is allowed."""

@@ -86,6 +86,8 @@ class Lengths(Mask):
         count = self._moved.get(block.device)
         if count is None:
             count = self._moved[block.device] = self.count.to(block.device)
+        if count.ndim == 1 == len(block.lead):
+            return count
         inner = math.prod(block.lead[count.ndim :])
         count = count.flatten()
         return count if inner == 1 else count.repeat_interleave(inner)

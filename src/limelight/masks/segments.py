@@ -76,31 +76,21 @@ class Segments(Mask):
         return Segments(self.query_ids.to(device), self.key_ids.to(device))
 
     def form(self, whole: Block) -> Form | None:
-        """The run of keys of each query; None where an id's keys lie apart, or a compiler does not know."""
-        if torch.compiler.is_compiling() or self._runs is None:
+        """The run of keys of each query; None where an id's keys lie apart, which under a compiler is an error."""
+        if torch.compiler.is_compiling():
+            ends = _runs_in_graph(self.query_ids, self.key_ids)
+        elif self._runs is None:
             return None
-        first, last = (self._folded(torch.from_numpy(one), whole).to(whole.device) for one in self._runs)
+        else:
+            ends = [torch.from_numpy(one) for one in self._runs]
+        first, last = (self._folded(one, whole).to(whole.device) for one in ends)
         return Form(first=first, last=last)
 
     @cached_property
     def _runs(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(first, last), int32 [..., T]: query i sees keys in [first, last), which is [S, 0) if its id has none.
-
-        None where the keys of some id do not lie side by side.
-        """
-        query, key = (one.cpu().reshape(-1, one.shape[-1]) for one in (self.query_ids, self.key_ids))
-        keys = key.shape[-1]
-        ids, places = torch.sort(key, dim=-1, stable=True)
-        apart = (ids[:, 1:] == ids[:, :-1]) & (places[:, 1:] != places[:, :-1] + 1)
-        if bool(apart.any()):
-            return None
-        begin, end = torch.searchsorted(ids, query), torch.searchsorted(ids, query, right=True)
-        places = places.gather(-1, begin.clamp(max=keys - 1)) if keys else begin
-        none = begin == end
-        first = places.masked_fill(none, keys)
-        last = (places + end - begin).masked_fill(none, 0)
-        shape = self.query_ids.shape
-        return first.view(shape).to(torch.int32).numpy(), last.view(shape).to(torch.int32).numpy()
+        """See `_runs_of`."""
+        found = _runs_of(self.query_ids, self.key_ids)
+        return None if found is None else (found[0].numpy(), found[1].numpy())
 
     def _runs_in(self, block: Block) -> tuple[np.ndarray, np.ndarray] | None:
         """Those of the block's queries; of all between where those are chosen one by one, or of all sequences."""
@@ -125,11 +115,49 @@ class Segments(Mask):
         return ids if inner == 1 else ids.repeat_interleave(inner, 0)
 
 
+def _runs_of(query_ids: Tensor, key_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(first, last), int32 [..., T] on the host: query i sees keys in [first, last), [S, 0) where its id has none.
+
+    None where the keys of some id do not lie side by side.
+    """
+    query, key = (one.cpu().reshape(-1, one.shape[-1]) for one in (query_ids, key_ids))
+    keys = key.shape[-1]
+    ids, places = torch.sort(key, dim=-1, stable=True)
+    apart = (ids[:, 1:] == ids[:, :-1]) & (places[:, 1:] != places[:, :-1] + 1)
+    if bool(apart.any()):
+        return None
+    begin, end = torch.searchsorted(ids, query), torch.searchsorted(ids, query, right=True)
+    places = places.gather(-1, begin.clamp(max=keys - 1)) if keys else begin
+    none = begin == end
+    first = places.masked_fill(none, keys)
+    last = (places + end - begin).masked_fill(none, 0)
+    return first.view(query_ids.shape).to(torch.int32), last.view(query_ids.shape).to(torch.int32)
+
+
+@torch.library.custom_op("limelight::runs", mutates_args=())
+def _runs_in_graph(query_ids: Tensor, key_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """`_runs_of` as one step for a compiler."""
+    found = _runs_of(query_ids, key_ids)
+    if found is None:
+        raise ArgumentError(
+            "mask segments(...): under torch.compile the keys of every id must lie side by side; those of some lie "
+            "apart. Use dense(query_ids[..., :, None] == key_ids[..., None, :]), or do not compile this call."
+        )
+    return found[0].to(query_ids.device), found[1].to(query_ids.device)
+
+
+@_runs_in_graph.register_fake
+def _(query_ids: Tensor, key_ids: Tensor) -> tuple[Tensor, Tensor]:
+    first, last = (query_ids.new_empty(query_ids.shape, dtype=torch.int32) for _ in range(2))
+    return first, last
+
+
 def segments(query_ids: Tensor, key_ids: Tensor | None = None) -> Mask:
     """Keys of the query's own segment: key j of query i is allowed where key_ids[j] = query_ids[i].
 
     For sequences packed one after the other into one, without padding. Where the keys of every id lie side by side, as
-    they do in packed sequences, blocks of other segments are skipped and the compiled kernels run it.
+    they do in packed sequences, blocks of other segments are skipped and the compiled kernels run it. Under
+    `torch.compile` they must.
 
     Arguments:
         query_ids: integers [..., T]: the axes in front are the leading axes of the query, the first of them, or none.

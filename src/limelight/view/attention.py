@@ -175,7 +175,11 @@ class AttentionView(VirtualArray):
         Query i lies at i + S - T, where `causal()` has it: both sequences end at the same place. 0 for a row that may
         attend to nothing.
         """
-        return self._open(lookup.distance(self._call, self._lse))
+        have = self._gathered.get("distance")
+        if isinstance(have, Tensor):
+            return have
+        seen = self._pass(Gather(distance=True)).distance
+        return self._open(lookup.distance(self._call, self._lse) if seen is None else seen)
 
     def received(self, weights: Any = None) -> Tensor:
         """What each key received from all queries, Σ_i c_i w_ij, [..., H, S].
@@ -195,8 +199,7 @@ class AttentionView(VirtualArray):
                     return have
                 seen = self._pass(Gather(received=True)).received
                 return self._open(lookup.received(self._call, self._lse) if seen is None else seen)
-        rows = operator.as_operand(weights, self.dtype, self.device)
-        return (rows.unsqueeze(-2) @ self).squeeze(-2)
+        return operator.received(self._call, self._lse, self.shape[:-2], weights)
 
     def mean(self, heads: int | Sequence[int] | None = None) -> MeanView:
         """The mean of the weights over all heads, or over those named: a virtual array [..., T, S] in its turn.
@@ -329,11 +332,13 @@ class AttentionView(VirtualArray):
             if one.name == "top":
                 self._gathered["top"] = self.top(max(each.k for each in observe))
             else:
-                self._gathered[one.name] = self.entropy() if one.name == "entropy" else self.received()
+                answers = {"entropy": self.entropy, "distance": self.distance, "received": self.received}
+                self._gathered[one.name] = answers[one.name]()
 
     def _keep(self, seen: Gathered) -> None:
         """Answers that are there, [N, ...]."""
-        for name, tensor in (("received", seen.received), ("entropy", seen.entropy)):
+        for name in ("received", "entropy", "distance"):
+            tensor = getattr(seen, name)
             if tensor is not None:
                 self._gathered[name] = self._open(tensor)
         if seen.top is not None:
@@ -371,7 +376,8 @@ class AttentionView(VirtualArray):
 
     def _open(self, tensor: Tensor) -> Tensor:
         """Unfold the leading axes."""
-        return tensor.reshape((*self._kept.lead, *tensor.shape[1:]))
+        lead = self._kept.lead
+        return tensor if len(lead) == 1 else tensor.reshape((*lead, *tensor.shape[1:]))
 
     def _kept_bytes(self) -> int:
         call = self._kept

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from limelight.backends.protocol import Gather
+from limelight.backends.protocol import NOTHING, Gather
 from limelight.contract import require_count
 from limelight.errors import ArgumentError
+
+_NAMES = ("received", "entropy", "distance")
 
 
 class Links(NamedTuple):
@@ -46,15 +48,18 @@ def check_observations(observe: Sequence[str | Observation]) -> tuple[Observatio
     for one in (observe,) if isinstance(observe, (str, Observation)) else observe:
         if isinstance(one, Observation):
             wanted.append(one)
-        elif one in ("received", "entropy"):
+        elif one in _NAMES:
             wanted.append(Observation(one))
         else:
-            raise ArgumentError(f"observe: known are 'received', 'entropy' and top(k), limelight.top; not {one!r}.")
+            known = ", ".join(map(repr, _NAMES))
+            raise ArgumentError(f"observe: known are {known} and top(k), limelight.top; not {one!r}.")
     return tuple(wanted)
 
 
 def gather_of(observe: Sequence[Observation], keys: int) -> Gather:
     """The observations as a backend takes them, for S keys."""
+    if not observe:
+        return NOTHING
     names = {one.name for one in observe}
     most = max([one.k for one in observe] or [0])
-    return Gather("received" in names, "entropy" in names, min(most, keys))
+    return Gather("received" in names, "entropy" in names, min(most, keys), "distance" in names)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from limelight.backends import lookup
 from limelight.backends.derivatives import final
-from limelight.backends.protocol import OWN_TENSORS, Call, heads_of
-from limelight.backends.select import choose
+from limelight.backends.numerics import all_finite
+from limelight.backends.protocol import OWN_TENSORS, Call, Gather, heads_of
+from limelight.backends.select import choose, observed
 from limelight.errors import ArgumentError
 
 
@@ -41,6 +42,31 @@ def left(call: Call, lse: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
     tensors = (folded, *(None if place == 2 else one for place, one in enumerate(call.tensors())))
     out = unfold(_Transposed.apply(call, lse.detach(), *tensors))
     return out.squeeze(-1) if x.ndim == 1 else out.mT
+
+
+def received(call: Call, lse: Tensor, lead: tuple[int, ...], weights: Any) -> Tensor:
+    """Σ_i c_i w_ij, [..., H, S], of weights c that broadcast to [..., H, T].
+
+    Without gradients by a pass of a backend that observes on the way, where one can; else as `left`.
+    """
+    rows = as_operand(weights, lse.dtype, lse.device)
+    if not (torch.is_grad_enabled() and (lse.requires_grad or rows.requires_grad)):
+        seen = _received_on_the_way(call, (*lead, call.query.shape[2]), rows.detach())
+        if seen is not None:
+            return seen.reshape(*lead, seen.shape[-1])
+    return left(call, lse, lead, rows.unsqueeze(-2)).squeeze(-2)
+
+
+@torch.no_grad()
+def _received_on_the_way(call: Call, full: tuple[int, ...], rows: Tensor) -> Tensor | None:
+    """[N, H, S], or None: a weight of NaN or inf would meet the pairs that the mask forbids."""
+    fits = rows.ndim <= len(full) and all(
+        have in (1, want) for have, want in zip(reversed(rows.shape), reversed(full), strict=False)
+    )
+    if not fits or rows.dtype is not torch.float32 or not all_finite(rows):
+        return None
+    wide = rows.expand(full).reshape(call.query.shape[:3]).contiguous()
+    return observed(call, Gather(received=True, row_weight=wide)).received
 
 
 def as_operand(x: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -45,7 +45,7 @@ _MASKS: dict[str, tuple[type, Callable[..., Any]]] = {
 """The name of each kind in a file, and what makes it of its fields again, checking them."""
 
 MORE = tuple(
-    {field.name for field in fields(Call)}
+    {field.name for field in fields(Call) if field.init}
     - {"query", "key", "value", "score", "mask", "bias", "dropout", "seed", "lead", "wants_lse", "gather"}
 )
 """What a call may hold besides its usual parts."""

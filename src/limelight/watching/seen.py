@@ -25,6 +25,7 @@ class Statistics:
     _received: Tensor | None = None
     _entropy: Tensor | None = None
     _top: Links | None = None
+    _distance: Tensor | None = None
 
     def received(self) -> Tensor:
         """Σ_i w_ij, [..., H, S]. ArgumentError if "received" was not in `observe`."""
@@ -33,6 +34,10 @@ class Statistics:
     def entropy(self) -> Tensor:
         """The entropy of each query in nats, [..., H, T]. ArgumentError if "entropy" was not in `observe`."""
         return self._entropy if self._entropy is not None else self._missing('"entropy"')
+
+    def distance(self) -> Tensor:
+        """How far each query looks, [..., H, T]. ArgumentError if "distance" was not in `observe`."""
+        return self._distance if self._distance is not None else self._missing('"distance"')
 
     def top(self, k: int) -> Links:
         """The min(k, S) strongest links of each query. ArgumentError if no `top` of at least k was in `observe`."""
@@ -43,7 +48,7 @@ class Statistics:
     @property
     def kept_bytes(self) -> int:
         """The bytes of the tensors kept."""
-        tensors = (self._received, self._entropy, *(self._top or ()))
+        tensors = (self._received, self._entropy, self._distance, *(self._top or ()))
         return sum(one.nbytes for one in tensors if one is not None)
 
     def _missing(self, name: str):
@@ -66,6 +71,7 @@ def statistics(view: AttentionView, observe: Sequence[Observation], device: torc
         there(view.received()) if "received" in names else None,
         there(view.entropy()) if "entropy" in names else None,
         Links(*map(there, view.top(most))) if most else None,
+        there(view.distance()) if "distance" in names else None,
     )
 
 
