@@ -23,23 +23,23 @@ from limelight.backends.select import choose
 from limelight.errors import ArgumentError
 
 
-def right(call: Call, lse: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
+def right(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
     """View @ x, of x [..., S, M] or [S]; `lead`: the axes of the view but for the last two."""
-    x = as_operand(x, lse.dtype, lse.device)
+    x = as_operand(x, threshold.dtype, threshold.device)
     column = x.unsqueeze(-1) if x.ndim == 1 else x
     folded, unfold = _fold(column, lead, call.key.shape[2], "view @ x: x must be [..., S, M] or [S]")
     out = unfold(_times(call, folded))
     return out.squeeze(-1) if x.ndim == 1 else out
 
 
-def left(call: Call, lse: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
+def left(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
     """X @ view, of x [..., M, T] or [T]."""
-    x = as_operand(x, lse.dtype, lse.device)
+    x = as_operand(x, threshold.dtype, threshold.device)
     column = x.unsqueeze(-1) if x.ndim == 1 else x.mT
     folded, unfold = _fold(column, lead, call.query.shape[2], "x @ view: x must be [..., M, T] or [T]")
     # The value takes no part.
     tensors = (folded, *(None if place == 2 else one for place, one in enumerate(call.tensors())))
-    out = unfold(_Transposed.apply(call, lse.detach(), *tensors))
+    out = unfold(_Transposed.apply(call, threshold.detach(), *tensors))
     return out.squeeze(-1) if x.ndim == 1 else out.mT
 
 
@@ -71,10 +71,10 @@ class _Transposed(torch.autograd.Function):
     """(rows, the call's tensors) -> Wᵀ rows, [N, H, S, M], of rows [N, H, T, M]."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, lse: Tensor, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, call: Call, threshold: Tensor, *tensors: Any) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.call = call.without_tensors()
-        return lookup.product(call, lse, tensors[0])
+        return lookup.product(call, threshold, tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
