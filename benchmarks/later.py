@@ -28,7 +28,7 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
 
 def _rows(case: str, question: str, inputs: list[Tensor], mask: Mask | None, rounds: int) -> Iterator[dict[str, Any]]:
     view = look(*inputs, mask=mask)[1]
-    call, lse = view.sound_call(), view.folded_lse()
+    call, lse = view.sound_call(), view.folded_threshold()
     gather = Gather(question == "received", question == "entropy", TOP if question.startswith("top") else 0)
 
     def native() -> Tensor:

@@ -13,10 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from limelight import biases, masks, scores
+    from limelight import biases, masks, normalizers, scores
     from limelight.attend import Explanation, attend, explain, look
     from limelight.biases import alibi, relative, t5_buckets
     from limelight.masks import band, causal, dense, lengths, segments, window
+    from limelight.normalizers import entmax15, sigmoid, softmax, sparsemax
     from limelight.scores import additive, concat, dot, general, tile_score
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
@@ -29,6 +30,7 @@ _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
     "limelight.biases": ("alibi", "relative", "t5_buckets"),
     "limelight.masks": ("band", "causal", "dense", "lengths", "segments", "window"),
+    "limelight.normalizers": ("entmax15", "sigmoid", "softmax", "sparsemax"),
     "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
@@ -36,7 +38,7 @@ _HOMES = {
     "limelight.watch": ("Seen", "Statistics", "watch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = ("biases", "masks", "scores")
+_SUBMODULES = ("biases", "masks", "normalizers", "scores")
 
 __all__ = [
     "AttentionView",
@@ -56,16 +58,21 @@ __all__ = [
     "concat",
     "dense",
     "dot",
+    "entmax15",
     "explain",
     "general",
     "lengths",
     "look",
     "masks",
+    "normalizers",
     "relative",
     "resume",
     "rollout",
     "scores",
     "segments",
+    "sigmoid",
+    "softmax",
+    "sparsemax",
     "t5_buckets",
     "tile_score",
     "top",

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from limelight import listening
 from limelight.arrays import Array, is_array, tensors_of
-from limelight.backends.protocol import Call
+from limelight.backends.protocol import SOFTMAX, Call
 from limelight.backends.select import BACKENDS, choose
 from limelight.biases import Bias
 from limelight.contract import accumulation_dtype, check_bias, check_dropout, check_inputs, check_sink
 from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.block import fold_lead
+from limelight.normalizers import Normalizer
 from limelight.scores import Score, dot
 from limelight.view import AttentionView, Observation, check_observations, gather_of
 
@@ -34,6 +35,7 @@ def attend(
     mask: Mask | None = None,
     bias: Tensor | Bias | None = None,
     sink: Tensor | None = None,
+    normalizer: Normalizer | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
@@ -56,6 +58,8 @@ def attend(
             and gives no value, so a row's weights sum to less than 1; gradients flow to it. gpt-oss (2025, arXiv
             2508.10925, section 2.2); a sink of 0 is the "softmax plus one" of Miller (2023, Attention Is Off By One).
             The lse counts it. A row without keys gives output 0, and its lse is the sink. -inf: no sink.
+        normalizer: how the scores of a row become its weights, from `limelight.normalizers`: `sigmoid()`,
+            `sparsemax()`, `entmax15()`; None: `softmax()`.
         dropout: probability in [0, 1) with which a weight is dropped; the others are divided by 1 - dropout.
         seed: integer in [0, 2^63) for dropout; None: drawn from torch's default generator, so `torch.manual_seed` fixes
             it. The same seed drops the same weights, in every backend.
@@ -69,14 +73,14 @@ def attend(
     """
     if is_array(query):
         given = tensors_of(query=query, key=key, value=value, bias=bias, sink=sink)
-        rest = {"score": score, "mask": mask, "dropout": dropout, "seed": seed, "backend": backend}
-        return attend(*given[:3], bias=given[3], sink=given[4], **rest).numpy()
+        rest = {"score": score, "mask": mask, "normalizer": normalizer, "dropout": dropout, "seed": seed}
+        return attend(*given[:3], bias=given[3], sink=given[4], **rest, backend=backend).numpy()
     heard: Any = listening.listener()
     if heard is not None:
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
-        options |= {"dropout": dropout, "seed": seed, "backend": backend}
+        options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.attend(query, key, value, options)
-    call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=False)
+    call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=False)
     output: Any = choose(call, backend).run(call).output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
 
@@ -90,6 +94,7 @@ def look(
     mask: Mask | None = None,
     bias: Tensor | Bias | None = None,
     sink: Tensor | None = None,
+    normalizer: Normalizer | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
@@ -110,16 +115,16 @@ def look(
     """
     if is_array(query):
         given = tensors_of(query=query, key=key, value=value, bias=bias, sink=sink)
-        rest = {"score": score, "mask": mask, "dropout": dropout, "seed": seed, "backend": backend, "observe": observe}
-        output, view = look(*given[:3], bias=given[3], sink=given[4], **rest)
+        rest = {"score": score, "mask": mask, "normalizer": normalizer, "dropout": dropout, "seed": seed}
+        output, view = look(*given[:3], bias=given[3], sink=given[4], **rest, backend=backend, observe=observe)
         return output.numpy(), view
     observe = check_observations(observe)
     heard: Any = listening.listener()
     if heard is not None:
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
-        options |= {"dropout": dropout, "seed": seed, "backend": backend}
+        options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.look(query, key, value, options, observe)
-    call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=True)
+    call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=True)
     call.gather = gather_of(observe, key.shape[-2])
     result = choose(call, backend).run(call)
     assert result.lse is not None
@@ -156,6 +161,7 @@ def explain(
     mask: Mask | None = None,
     bias: Tensor | Bias | None = None,
     sink: Tensor | None = None,
+    normalizer: Normalizer | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     backend: str = "auto",
@@ -171,7 +177,8 @@ def explain(
     """
     if observe is not None:
         check_observations(observe)
-    call = _checked(query, key, value, score, mask, bias, sink, dropout, seed, wants_lse=observe is not None)
+    wants_lse = observe is not None
+    call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=wants_lse)
     return Explanation(choose(call, backend).name, {one.name: one.refusal(call) for one in BACKENDS})
 
 
@@ -187,7 +194,7 @@ def can_run(
     sink: Tensor | None = None,
 ) -> bool:
     """Whether the backend of that name can run this call of `look`."""
-    call = _checked(query, key, value, score, mask, bias, sink, 0.0, None, wants_lse=True)
+    call = _checked(query, key, value, score, mask, bias, sink, None, 0.0, None, wants_lse=True)
     return any(one.name == backend and one.refusal(call) is None for one in BACKENDS)
 
 
@@ -199,6 +206,7 @@ def _checked(
     mask: Mask | None,
     bias: Tensor | Bias | None,
     sink: Tensor | None,
+    normalizer: Normalizer | None,
     dropout: float,
     seed: int | None,
     *,
@@ -225,6 +233,12 @@ def _checked(
     if sink is not None:
         check_sink(sink, query)
         sink = fold_lead(sink, lead, 1)
+    normalizer = SOFTMAX if normalizer is None else normalizer
+    if not isinstance(normalizer, Normalizer):
+        raise ArgumentError(
+            f"normalizer must be one of limelight.normalizers, such as sparsemax(); it is {normalizer!r}."
+        )
+    normalizer.check(sink)
     query, key = score.prepare(query, key)
     if len(lead) != 1:
         size = math.prod(lead)
@@ -232,8 +246,9 @@ def _checked(
     if dropout:
         check_dropout(dropout)
         seed = _seed(seed)
+    seed = 0 if seed is None else seed
     call = Call(
-        query, key, value, score, mask, dense_bias, dropout, 0 if seed is None else seed, lead, wants_lse, sink=sink
+        query, key, value, score, mask, dense_bias, dropout, seed, lead, wants_lse, sink=sink, normalizer=normalizer
     )
     if bias is not None and isinstance(bias, Bias):
         call.distances = bias.by_distance(call.whole(), accumulation_dtype(call.query.dtype))

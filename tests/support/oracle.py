@@ -16,6 +16,16 @@ RowScore = Callable[[Tensor, Tensor, int, int, Tensor], Tensor]
 """(query row [D], keys [s, D], head, query position, key positions [s]) -> scores [s]."""
 
 
+Normalize = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Scores of a row [s], a sink being the last -> its weights [s] and its threshold, []."""
+
+
+def by_softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(s - lse), lse."""
+    lse = torch.logsumexp(scores, 0)
+    return torch.exp(scores - lse), lse
+
+
 class Answer(NamedTuple):
     output: Tensor
     weights: Tensor
@@ -31,10 +41,11 @@ def answer(
     bias: Tensor | None = None,
     keep: Tensor | None = None,
     sink: Tensor | None = None,
+    normalize: Normalize = by_softmax,
 ) -> Answer:
     """Output [..., H, T, E], weights [..., H, T, S] before dropout, lse [..., H, T]; keep multiplies the weights.
 
-    A sink is a logit of every row that is counted by the lse.
+    A sink is a logit of every row that is counted by the lse. `normalize` makes weights and a number like the lse.
     """
     lead, (H, T), (G, S), E = query.shape[:-3], query.shape[-3:-1], key.shape[-3:-1], value.shape[-1]
     full = (*lead, H, T, S)
@@ -51,14 +62,15 @@ def answer(
         if not len(columns):
             outputs.append(torch.zeros(E, dtype=torch.float64))
             weights.append(row)
-            lses.append(torch.tensor(-torch.inf, dtype=torch.float64) if sink is None else sink[(*b, h)])
+            alone = torch.zeros(0, dtype=torch.float64) if sink is None else sink[(*b, h)][None]
+            lses.append(normalize(alone)[1] if len(alone) else torch.tensor(-torch.inf, dtype=torch.float64))
             continue
         keys = key[(*b, h * G // H)][columns]
         scores = score(query[(*b, h, i)], keys, h, i, columns)
         if bias is not None:
             scores = scores + bias[(*b, h, i)][columns]
-        lse = torch.logsumexp(scores if sink is None else torch.cat((scores, sink[(*b, h)][None])), 0)
-        share = torch.exp(scores - lse)
+        share, lse = normalize(scores if sink is None else torch.cat((scores, sink[(*b, h)][None])))
+        share = share[: len(columns)]
         kept = share if keep is None else share * keep[(*b, h, i)][columns]
         outputs.append((kept[:, None] * value[(*b, h * G // H)][columns]).sum(0))
         weights.append(row.index_put((columns,), share))

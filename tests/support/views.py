@@ -8,7 +8,8 @@ import torch
 from hypothesis import strategies as st
 from tests.support.inputs import SCORES, ScoreCase, Sizes, score_case, tensors
 from tests.support.masks import mask_cases
-from tests.support.oracle import answer
+from tests.support.normalizers import NORMALIZERS
+from tests.support.oracle import answer, by_softmax
 from torch import Tensor
 
 import limelight
@@ -31,7 +32,7 @@ class ViewCase(NamedTuple):
 def view_cases(
     draw: st.DrawFn, *, scores: tuple[str, ...] = SCORES, square: bool = False, lead: tuple[int, ...] | None = None
 ) -> ViewCase:
-    """Any score, any mask, a bias or none, shared key heads or not, zero to two leading axes, one or the other backend.
+    """Any score, mask and normalizer, a bias or none, shared key heads or not, zero to two leading axes, both backends.
 
     To be drawn inside of `blocks_of`.
     """
@@ -50,7 +51,9 @@ def view_cases(
         bias = torch.randn(sizes.full[-3:], dtype=torch.float64, generator=torch.Generator().manual_seed(5))
         bias.requires_grad_()
         leaves = (*leaves, bias)
-    truth = answer(query, key, value, score.oracle(*score.leaves), None if mask is None else mask.truth, bias)
+    normalizer, normalize = draw(st.sampled_from(((None, by_softmax), *NORMALIZERS.values())))
+    allowed = None if mask is None else mask.truth
+    truth = answer(query, key, value, score.oracle(*score.leaves), allowed, bias, normalize=normalize)
     _, view = limelight.look(
         query,
         key,
@@ -58,6 +61,7 @@ def view_cases(
         score=score.make(*score.leaves),
         mask=None if mask is None else mask.mask,
         bias=bias,
+        normalizer=normalizer,
         backend=draw(st.sampled_from(("reference", "streaming"))),
     )
     return ViewCase(view, truth.weights, leaves, sizes, score)

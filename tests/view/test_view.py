@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.inputs import SCORES, Sizes, blocks_of, score_case, tensors
 from tests.support.masks import mask_cases
-from tests.support.oracle import answer
+from tests.support.normalizers import COMPETING, NORMALIZERS
+from tests.support.oracle import answer, by_softmax
 from tests.support.tolerance import assert_near
 
 import limelight
@@ -24,16 +25,21 @@ def test_everything_a_view_says_agrees_with_the_oracle(data):
     sizes = Sizes(lead=data.draw(st.sampled_from(((), (2,), (2, 2)))), H=2, G=1, T=3, S=7, D=3, E=2)
     score = score_case(data.draw(st.sampled_from(SCORES)), sizes)
     mask = data.draw(st.none() | mask_cases(sizes))
-    sink = data.draw(st.none() | st.just(torch.tensor([0.5, -1.0], dtype=torch.float64)))
+    name = data.draw(st.sampled_from(("softmax", *NORMALIZERS)))
+    normalizer, normalize = NORMALIZERS.get(name, (None, by_softmax))
+    sink = None
+    if name == "softmax" or name in COMPETING:
+        sink = data.draw(st.none() | st.just(torch.tensor([0.5, -1.0], dtype=torch.float64)))
     truth = None if mask is None else mask.truth
-    expected = answer(*tensors(sizes), score.oracle(*score.leaves), truth, sink=sink)
+    expected = answer(*tensors(sizes), score.oracle(*score.leaves), truth, sink=sink, normalize=normalize)
     weights, terms = expected.weights.detach(), sizes.terms
     backend = data.draw(st.sampled_from(("reference", "streaming")))
     with torch.set_grad_enabled(data.draw(st.booleans())), blocks_of(data.draw(st.sampled_from(BUDGETS))):
         made = score.make(*score.leaves)
         rule = None if mask is None else mask.mask
-        _, view = limelight.look(*tensors(sizes), score=made, mask=rule, sink=sink, backend=backend)
-        assert_near(view.lse, expected.lse, torch.float64, terms)
+        options = {"mask": rule, "sink": sink, "normalizer": normalizer, "backend": backend}
+        _, view = limelight.look(*tensors(sizes), score=made, **options)
+        assert_near(view.threshold, expected.lse, torch.float64, terms)
         assert_near(view.dense(), weights, torch.float64, terms)
         assert_near(view.received(), weights.sum(-2), torch.float64, terms)
         safe = weights.where(weights > 0, 1.0)

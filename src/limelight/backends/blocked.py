@@ -7,13 +7,16 @@ Staats 2021, arXiv 2112.05682). Kept for the backward pass: the inputs, the outp
 Backward (Dao et al. 2022, arXiv 2205.14135, appendix B.4): with P = exp(scores - lse), recomputed block by block,
     dV = Pᵀ dO,   dS = P (dO Vᵀ - delta),   delta = Σ dO O per row,
 and the score turns dS into gradients for its query tile, key tile and parameters. Differences: any score, any mask,
-dropout, and gradient to lse as well (it is subtracted from delta).
+dropout, and gradient to lse as well (it is subtracted from delta). Other normalizers have the same backward pass, with
+their weights f(scores - threshold), their slopes f' for P in dS, and the delta of `thresholds.py`.
 
 Where an input holds NaN or inf behind a mask, 0 · NaN would leak; such calls take the careful variant of each step,
 which treats a forbidden pair as absent.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ from limelight.backends.distances import add_distance_gradient
 from limelight.backends.dropout import kept_over_rate
 from limelight.backends.numerics import Strays, all_finite, weighted_sum, without_nonfinite
 from limelight.backends.protocol import Call, groups_of
-from limelight.backends.sinks import row_products, sink_gradient, sink_share
+from limelight.backends.sinks import row_products, sink_gradient, sink_slopes
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile
 from limelight.backends.tiling import Plan
 from limelight.contract import accumulation_dtype
@@ -30,8 +33,22 @@ from limelight.masks import Block
 from limelight.masks.block import pick
 
 
-def forward(call: Call, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Output [N, H, T, E] in the value's dtype and lse [N, H, T] in the accumulation dtype."""
+class Outcome(NamedTuple):
+    """What the forward pass gives, and what the backward pass wants of each row.
+
+    output [N, H, T, E] in the value's dtype; in the accumulation dtype the threshold [N, H, T], softmax's lse, and
+    where keys compete the mean of the values under the slopes, centre [N, H, T, E], and the sum of the slopes, total
+    [N, H, T]; for softmax these are the output and 1 (None).
+    """
+
+    output: Tensor
+    threshold: Tensor
+    centre: Tensor | None = None
+    total: Tensor | None = None
+
+
+def forward(call: Call, parameters: tuple[Tensor, ...]) -> Outcome:
+    """The forward pass of softmax, in which blocks of keys are gone through once."""
     n, heads, queries, _ = call.query.shape
     dtype = accumulation_dtype(call.query.dtype)
     parameters = tuple(parameter.to(dtype) for parameter in parameters)
@@ -45,7 +62,7 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]
             piece, piece_lse = _forward_rows(call, plan, parameters, batch, rows, careful=True)
         output[batch, :, rows] = piece
         lse[batch, :, rows] = piece_lse
-    return output, lse
+    return Outcome(output, lse, output)
 
 
 def _forward_rows(
@@ -91,20 +108,24 @@ class Backward:
     """One backward pass: the gradient buffers and what every block needs."""
 
     def __init__(
-        self, call: Call, parameters: tuple[Tensor, ...], output: Tensor, lse: Tensor, to_output: Tensor, to_lse: Tensor
+        self, call: Call, parameters: tuple[Tensor, ...], outcome: Outcome, to_output: Tensor, to_threshold: Tensor
     ) -> None:
         self.call = call
         self.dtype = dtype = accumulation_dtype(call.query.dtype)
         self.parameters = tuple(parameter.to(dtype) for parameter in parameters)
         self.to_output = to_output
-        self.lse = lse.unsqueeze(-1)
-        delta = (to_output.to(dtype) * output.to(dtype)).sum(-1) - to_lse
-        self.sink = None
-        if call.sink is not None:
-            products = row_products(output, to_output, dtype)
-            self.sink = sink_gradient(call.sink, sink_share(call.sink, lse), products - to_lse)
-        self.delta = delta.unsqueeze(-1)
-        self.careful = call.may_forbid() and not all_finite(call.query, call.key, call.value, to_output, delta)
+        self.threshold = outcome.threshold.unsqueeze(-1)
+        # Where the pairs of a row are independent, nothing is taken off.
+        self.delta = self.sink = None
+        if outcome.centre is not None:
+            if outcome.total is not None:
+                to_threshold = to_threshold / outcome.total.masked_fill(outcome.total == 0.0, 1.0)
+            self.delta = ((to_output.to(dtype) * outcome.centre.to(dtype)).sum(-1) - to_threshold).unsqueeze(-1)
+            if call.sink is not None:
+                products = row_products(outcome.centre, to_output, dtype)
+                slopes = sink_slopes(call.normalizer, call.sink, outcome.threshold)
+                self.sink = sink_gradient(call.sink, slopes, products - to_threshold)
+        self.careful = call.may_forbid() and not all_finite(call.query, call.key, call.value, to_output, self.delta)
         self.query, self.key, self.value = (
             torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
             for tensor in (call.query, call.key, call.value)
@@ -140,9 +161,9 @@ class Backward:
         query, key = query_piece(call.query, block, dtype), key_piece(call.key, block, dtype)
         tile = score_tile(call, query, key, self.parameters, block, ask)
         allowed = tile.scores != -torch.inf if self.careful else None
-        lse = self.lse[batch, :, rows]
-        # An empty row: exp(-inf - inf) = 0 where exp(-inf + inf) would be NaN.
-        weights = torch.exp(tile.scores - lse.masked_fill(lse == -torch.inf, torch.inf))
+        threshold = self.threshold[batch, :, rows]
+        # An empty row: -inf - inf where -inf + inf would be NaN.
+        weights = call.normalizer.weights(tile.scores - threshold.masked_fill(threshold == -torch.inf, torch.inf))
         if allowed is not None:
             weights.masked_fill_(~allowed, 0.0)
         kept = kept_over_rate(block, call.dropout, call.seed, dtype) if call.dropout else None
@@ -150,7 +171,9 @@ class Backward:
         slope = torch.matmul(to_output, key_piece(call.value, block, dtype).mT)
         if kept is not None:
             slope.mul_(kept)
-        slope.sub_(self.delta[batch, :, rows]).mul_(weights)
+        if self.delta is not None:
+            slope.sub_(self.delta[batch, :, rows])
+        slope.mul_(call.normalizer.slopes(weights))
         if kept is not None:
             weights.mul_(kept)
         if allowed is None:

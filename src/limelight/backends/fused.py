@@ -40,6 +40,8 @@ class Fused(Backend):
         width = call.query.shape[-1]
         if call.score.plain_scale(width) is None:
             return "the score is not a plain dot product"
+        if not call.normalizer.is_softmax:
+            return f"the normalizer is {call.normalizer.name}, not softmax"
         if call.score.soft_cap() is not None:
             return "the score is capped"
         if call.wants_lse:

@@ -23,24 +23,24 @@ class Weights(NamedTuple):
     weights: Tensor
 
 
-def weights_of(call: Call, lse: Tensor, block: Block) -> Weights:
-    """exp(score - lse) of one block; lse [N, H, T]."""
+def weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
+    """f(score - threshold) of one block, exp(score - lse) for softmax; threshold [N, H, T]."""
     with no_autocast(call.query):
-        return _weights_of(call, lse, block)
+        return _weights_of(call, threshold, block)
 
 
-def _weights_of(call: Call, lse: Tensor, block: Block) -> Weights:
-    dtype = lse.dtype
+def _weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
+    dtype = threshold.dtype
     parameters = tuple(parameter.to(dtype) for parameter in call.score.parameters)
     chosen = call.score.of_heads(parameters, block.head)
     wide = block._replace(head=slice(0, block.heads)) if chosen is None else block
     query, key = query_piece(call.query, wide, dtype), key_piece(call.key, wide, dtype)
     ask = call.mask is not None and not call.mask.allows_all(wide)
     scores = score_tile(call, query, key, parameters if chosen is None else chosen, wide, ask).scores
-    rows = query_piece(lse.unsqueeze(-1), wide, dtype)
-    # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose lse is NaN. Filled before the exp, so
-    # that the gradient to lse is 0 there as well.
-    weights = torch.exp((scores - rows).masked_fill(scores == -torch.inf, -torch.inf))
+    rows = query_piece(threshold.unsqueeze(-1), wide, dtype)
+    # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose threshold is NaN. Filled before the
+    # exp, so that the gradient to the threshold is 0 there as well.
+    weights = call.normalizer.weights((scores - rows).masked_fill(scores == -torch.inf, -torch.inf))
     return (
         Weights(scores, weights)
         if chosen is not None
@@ -48,13 +48,13 @@ def _weights_of(call: Call, lse: Tensor, block: Block) -> Weights:
     )
 
 
-def gathered(call: Call, lse: Tensor, block: Block, counts: tuple[int, int, int, int]) -> Tensor:
+def gathered(call: Call, threshold: Tensor, block: Block, counts: tuple[int, int, int, int]) -> Tensor:
     """The weights of a block of any size, [n, h, t, s] = counts, put together from blocks of bounded size."""
     n, h, t, s = counts
     steps = block_sizes(n, h, t, s, call.pair_cost())
     if steps == (n, t, s):
-        return weights_of(call, lse, block).weights
-    out = lse.new_empty(counts)
+        return weights_of(call, threshold, block).weights
+    out = threshold.new_empty(counts)
     for batch in pieces(n, steps[0]):
         for rows in pieces(t, steps[1]):
             for columns in pieces(s, steps[2]):
@@ -63,7 +63,7 @@ def gathered(call: Call, lse: Tensor, block: Block, counts: tuple[int, int, int,
                     rows=_part(block.rows, rows),
                     columns=_part(block.columns, columns),
                 )
-                out[batch, :, rows, columns] = weights_of(call, lse, part).weights
+                out[batch, :, rows, columns] = weights_of(call, threshold, part).weights
     return out
 
 
@@ -80,38 +80,42 @@ def _part(selector: Selector, piece: slice) -> Selector:
     return selector[piece]
 
 
-def received(call: Call, lse: Tensor) -> Tensor:
+def received(call: Call, threshold: Tensor) -> Tensor:
     """Σ_i of the weights, [N, H, S]."""
     n, heads, _, _ = call.query.shape
-    out = lse.new_zeros(n, heads, call.key.shape[2])
+    out = threshold.new_zeros(n, heads, call.key.shape[2])
     for block in blocks(call):
-        out[block.batch, :, block.columns] += weights_of(call, lse, block).weights.sum(2)
+        out[block.batch, :, block.columns] += weights_of(call, threshold, block).weights.sum(2)
     return out
 
 
-def entropy(call: Call, lse: Tensor) -> Tensor:
+def entropy(call: Call, threshold: Tensor) -> Tensor:
     """-Σ_j w log w of each row in nats, [N, H, T]; 0 for an empty row."""
-    out = torch.zeros_like(lse)
+    out = torch.zeros_like(threshold)
     for block in blocks(call):
-        scores, weights = weights_of(call, lse, block)
-        rows = lse[block.batch, :, block.rows].unsqueeze(-1)
-        # w log w is 0 where w is 0; there log w = score - lse may be -inf.
-        out[block.batch, :, block.rows] += (weights * (rows - scores)).masked_fill_(weights == 0.0, 0.0).sum(-1)
+        scores, weights = weights_of(call, threshold, block)
+        rows = threshold[block.batch, :, block.rows].unsqueeze(-1)
+        # w log w is 0 where w is 0; there log w, for softmax score - threshold, may be -inf.
+        logs = call.normalizer.log_weights(scores - rows)
+        out[block.batch, :, block.rows] -= (weights * logs).masked_fill_(weights == 0.0, 0.0).sum(-1)
     return out
 
 
-def strongest(call: Call, lse: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def strongest(call: Call, threshold: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Indices and weights [N, H, T, k] of the k strongest keys of each row, k in [1, S].
 
-    Strongest first; equal scores by place. Index -1 and weight 0 where a row may attend to fewer than k keys.
+    Strongest first; equal scores by place. Index -1 and weight 0 where a row has fewer than k links: it may attend to
+    fewer keys, or a sparse normalizer gives the others nothing.
     """
     n, heads, queries, _ = call.query.shape
-    indices = torch.full((n, heads, queries, k), -1, dtype=torch.int64, device=lse.device)
-    best = lse.new_full((n, heads, queries, k), -torch.inf)
+    indices = torch.full((n, heads, queries, k), -1, dtype=torch.int64, device=threshold.device)
+    best = threshold.new_full((n, heads, queries, k), -torch.inf)
     weights = torch.zeros_like(best)
     for block in blocks(call):
         place = (block.batch, slice(None), block.rows)
-        scores, tile = weights_of(call, lse, block)
+        scores, tile = weights_of(call, threshold, block)
+        if call.normalizer.sparse:
+            scores = scores.masked_fill(tile == 0.0, -torch.inf)
         local = _first_largest(scores, min(k, scores.shape[-1]))
         found = torch.cat((indices[place], local + block.column_index()[0]), -1)
         ranks = torch.cat((best[place], scores.gather(-1, local)), -1)
@@ -139,20 +143,20 @@ def _ranked(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores.isnan(), 0.0)
 
 
-def distance(call: Call, lse: Tensor) -> Tensor:
+def distance(call: Call, threshold: Tensor) -> Tensor:
     """Σ_j w_ij |i + S - T - j| / Σ_j w_ij of each row, [N, H, T]; 0 for an empty row."""
-    out, total = torch.zeros_like(lse), torch.zeros_like(lse)
+    out, total = torch.zeros_like(threshold), torch.zeros_like(threshold)
     move = call.key.shape[2] - call.query.shape[2]
     for block in blocks(call):
         place = (block.batch, slice(None), block.rows)
-        weights = weights_of(call, lse, block).weights
-        away = (block.column_index() - (block.row_index() + move).unsqueeze(-1)).abs().to(lse.dtype)
+        weights = weights_of(call, threshold, block).weights
+        away = (block.column_index() - (block.row_index() + move).unsqueeze(-1)).abs().to(threshold.dtype)
         out[place] += (weights * away).sum(-1)
         total[place] += weights.sum(-1)
     return out / total.masked_fill_(total == 0.0, 1.0)
 
 
-def product(call: Call, lse: Tensor, rows: Tensor) -> Tensor:
+def product(call: Call, threshold: Tensor, rows: Tensor) -> Tensor:
     """Σ_i w_ij rows_i, [N, H, S, M], of rows [N, H, T, M]: the transposed matrix times rows.
 
     A pair that the mask forbids takes no part, whatever the row holds.
@@ -161,7 +165,7 @@ def product(call: Call, lse: Tensor, rows: Tensor) -> Tensor:
     out = rows.new_zeros(n, heads, call.key.shape[2], width)
     careful = call.may_forbid() and not all_finite(rows)
     for block in blocks(call):
-        scores, weights = weights_of(call, lse, block)
+        scores, weights = weights_of(call, threshold, block)
         part = rows[block.batch, :, block.rows]
         # [n, H, s, t] @ [n, H, t, M]
         with no_autocast(part):

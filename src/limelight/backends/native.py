@@ -37,6 +37,8 @@ class Native(Backend):
             return f"it takes float32, bfloat16 and float16, and query is {query.dtype}"
         if not (query.numel() and call.key.shape[2]):
             return "there is nothing to attend to"
+        if not call.normalizer.is_softmax:
+            return f"the normalizer is {call.normalizer.name}, not softmax"
         if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:
             return "the score is neither a dot product nor additive"
         if call.form() is None:

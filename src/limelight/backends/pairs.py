@@ -12,24 +12,24 @@ from limelight.backends.numerics import no_autocast
 from limelight.backends.protocol import Call
 
 
-def log_weights(call: Call, lse: Tensor, pairs: Tensor) -> Tensor:
-    """The score - lse of each pair, [P], of pairs [P, 4]; -inf where the mask or the bias forbids. Differentiable."""
+def log_weights(call: Call, threshold: Tensor, pairs: Tensor) -> Tensor:
+    """Log f(score - threshold) of each pair, [P], of pairs [P, 4]; -inf where it is forbidden or 0. Differentiable."""
     n, h, i, j = pairs.unbind(-1)
     allowed = _allowed(call, pairs)
     bias = None
     if call.bias is not None:
         place = (one if size > 1 else one * 0 for one, size in zip((n, h, i, j), call.bias.shape, strict=True))
-        bias = call.bias[tuple(place)].to(lse.dtype)
+        bias = call.bias[tuple(place)].to(threshold.dtype)
         allowed = allowed & (bias != -torch.inf)
         bias = bias.where(allowed, 0.0)
     if call.distances is not None:
         by_distance = call.distances.expand(call.query.shape[1], -1)
-        bias = by_distance[h, j - i + call.query.shape[2] - 1].to(lse.dtype)
+        bias = by_distance[h, j - i + call.query.shape[2] - 1].to(threshold.dtype)
     with no_autocast(call.query):
-        scores = _scores(call, lse.dtype, pairs, allowed)
+        scores = _scores(call, threshold.dtype, pairs, allowed)
     scores = scores if bias is None else scores + bias
     # What is forbidden is replaced before anything is done with it, so that NaN there reaches no gradient.
-    return (scores - lse[n, h, i].where(allowed, 0.0)).where(allowed, -torch.inf)
+    return call.normalizer.log_weights((scores - threshold[n, h, i].where(allowed, 0.0)).where(allowed, -torch.inf))
 
 
 def _scores(call: Call, dtype: torch.dtype, pairs: Tensor, allowed: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from limelight.backends.protocol import Call
 from limelight.masks import Block
 
 
-def pooled(call: Call, lse: Tensor, region: Block, rows: int, columns: int, reduce: str) -> Tensor:
+def pooled(call: Call, threshold: Tensor, region: Block, rows: int, columns: int, reduce: str) -> Tensor:
     """Mean or max of the weights in each cell, [n, H, rows, columns].
 
     The slices of the region, of t rows and s columns, are cut into so many cells, rows <= t and columns <= s: cell r
@@ -22,9 +22,9 @@ def pooled(call: Call, lse: Tensor, region: Block, rows: int, columns: int, redu
     down, across = _edges(region.rows, rows), _edges(region.columns, columns)
     assert isinstance(region.batch, slice)
     first = region.batch.start
-    out = lse.new_zeros(region.batch.stop - first, region.heads, rows, columns)
+    out = threshold.new_zeros(region.batch.stop - first, region.heads, rows, columns)
     for block in blocks(call, region):
-        weights = weights_of(call, lse, block).weights
+        weights = weights_of(call, threshold, block).weights
         batch, low, high = block.batch, block.rows, block.columns
         assert isinstance(batch, slice)
         cells, sizes = _cells(down, low)
@@ -37,7 +37,7 @@ def pooled(call: Call, lse: Tensor, region: Block, rows: int, columns: int, redu
             torch.maximum(place, part, out=place)
     if reduce == "mean":
         tall, wide = (
-            torch.tensor([b - a for a, b in pairwise(edges)], dtype=lse.dtype, device=lse.device)
+            torch.tensor([b - a for a, b in pairwise(edges)], dtype=threshold.dtype, device=threshold.device)
             for edges in (down, across)
         )
         out /= tall.unsqueeze(-1) * wide

@@ -12,6 +12,7 @@ from torch import Tensor
 from limelight.masks import Block, Mask
 from limelight.masks.block import Selector
 from limelight.masks.form import EVERYTHING, Form
+from limelight.normalizers import Normalizer, softmax
 from limelight.scores import Score
 
 
@@ -29,6 +30,8 @@ class Gather(NamedTuple):
 
 
 NOTHING = Gather()
+
+SOFTMAX = softmax()
 
 
 class Gathered(NamedTuple):
@@ -54,7 +57,8 @@ class Call:
 
     query [N, H, T, D'], key [N, G, S, D''], value [N, G, S, E], bias [N or 1, H or 1, T or 1, S or 1] or None, sink
     [N or 1, H or 1] or None: one more logit of each row, without a value. distances [H or 1, T + S - 1] or None: a bias
-    by distance, see `distances.py`; a call has that or a bias. The seed is an integer where dropout is above 0.
+    by distance, see `distances.py`; a call has that or a bias. The seed is an integer where dropout is above 0. The
+    normalizer makes the weights of the scores.
     `wants_lse`: the caller looks, so lse has to be returned.
     """
 
@@ -71,6 +75,7 @@ class Call:
     gather: Gather = NOTHING
     sink: Tensor | None = None
     distances: Tensor | None = None
+    normalizer: Normalizer = SOFTMAX
     # Worked out when first asked for; a changed copy (`replace`) begins without them.
     _whole: Block | None = field(default=None, init=False, repr=False, compare=False)
     _form: tuple[Form | None] | None = field(default=None, init=False, repr=False, compare=False)  # None: not asked
@@ -130,6 +135,8 @@ class Call:
 
 class Result(NamedTuple):
     """Output [N, H, T, E]; lse [N, H, T] in the accumulation dtype (may be None when not wanted).
+
+    For a normalizer other than softmax its threshold stands in the place of the lse.
 
     weights [N, H, T, S] before dropout, without a graph, where the whole matrix was one block and they are there.
     gathered: what `call.gather` asked for, as far as the backend does that on the way.

@@ -16,7 +16,7 @@ from limelight.masks.block import pick
 
 
 class Reference(Backend):
-    """softmax(score(q, k) + bias, over allowed keys) v, for any dtype."""
+    """normalizer(score(q, k) + bias, over allowed keys) v, for any dtype."""
 
     __slots__ = ()
 
@@ -56,7 +56,7 @@ class Reference(Backend):
 def _rows(
     call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, forbidden: Tensor | None, block: Block
 ) -> tuple[Tensor, Tensor]:
-    """Output [n, H, t, E] and lse [n, H, t] of rows, from all the keys given."""
+    """Output [n, H, t, E] and threshold [n, H, t], softmax's lse, of rows, from all the keys given."""
     parameters = tuple(parameter.to(query.dtype) for parameter in call.score.parameters)
     sink = None if call.sink is None else pick(call.sink.to(query.dtype), 0, block.batch)[..., None, None]
     scores, _ = call.score.tile(query, key, parameters, block)
@@ -66,24 +66,15 @@ def _rows(
     if forbidden is not None:
         scores = scores.masked_fill(forbidden, -torch.inf)
     if not key.shape[2]:
-        none = query.new_full((), -torch.inf) if sink is None else sink.squeeze(-1)
-        return torch.matmul(scores, value), none.expand(query.shape[:3])
-    peak = scores.detach().amax(-1, keepdim=True)
-    keyless = peak == -torch.inf
-    if sink is not None:
-        peak = torch.maximum(peak, sink.detach())
-    empty = peak == -torch.inf
-    base = peak.masked_fill(empty, 0.0)
-    weights = torch.exp(scores - base)
-    total = weights.sum(-1, keepdim=True)
-    if sink is not None:
-        total = total + torch.exp(sink - base)
-    total = total.masked_fill(empty, 1.0)
-    weights = weights / total
+        # One key that may not be attended to is as good as none.
+        _, threshold = call.normalizer.textbook(functional.pad(scores, (0, 1), value=-torch.inf), sink)
+        return torch.matmul(scores, value), threshold
+    weights, threshold = call.normalizer.textbook(scores, sink)
     if call.dropout:
         weights = weights * kept_over_rate(block, call.dropout, call.seed, weights.dtype)
     # Against 0 · NaN in the gradient of what rows without keys took no part in.
-    return torch.matmul(weights, value).masked_fill(keyless, 0.0), (peak + total.log()).squeeze(-1)
+    keyless = scores.detach().amax(-1, keepdim=True) == -torch.inf
+    return torch.matmul(weights, value).masked_fill(keyless, 0.0), threshold
 
 
 def _row_by_row(call: Call, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from limelight.normalizers import Normalizer
+
 
 def sink_share(sink: Tensor, lse: Tensor) -> Tensor:
     """The sinks' own weights exp(sink - lse), [N, H, T]; 0 where there is none (-inf)."""
     sink = sink.to(lse.dtype).unsqueeze(-1)
     return torch.exp(sink - lse).masked_fill(sink == -torch.inf, 0.0)
+
+
+def sink_slopes(normalizer: Normalizer, sink: Tensor, threshold: Tensor) -> Tensor:
+    """The slopes f'(sink - threshold), [N, H, T], with which a sink takes part: for softmax `sink_share`."""
+    sink = sink.to(threshold.dtype).unsqueeze(-1)
+    slopes = normalizer.slopes(normalizer.weights(sink - threshold))
+    return slopes.masked_fill(sink == -torch.inf, 0.0)
 
 
 def sink_gradient(sink: Tensor, share: Tensor, delta: Tensor) -> Tensor:

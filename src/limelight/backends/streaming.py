@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.backends import blocked, single
+from limelight.backends import blocked, single, thresholds
+from limelight.backends.blocked import Outcome
 from limelight.backends.derivatives import final
 from limelight.backends.numerics import no_autocast
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
@@ -39,13 +40,13 @@ class Streaming(Backend):
     def run(self, call: Call) -> Result:
         """Forward; the backward pass is set up in autograd."""
         pieces = None
-        if fits(call):
+        if fits(call) and call.normalizer.is_softmax:
             with torch.no_grad(), no_autocast(call.query):
                 pieces = single.forward(call, _widened(call, call.score.parameters))
         tensors = call.tensors()
         tracked = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
         if pieces is None:
-            return Result(*_Blocked.apply(call, *tensors))
+            return Result(*_Blocked.apply(call, tracked, *tensors))
         if not tracked:
             return Result(pieces.output, pieces.lse, pieces.weights)
         output, lse = _Single.apply(call, pieces, *tensors)
@@ -76,31 +77,34 @@ class _Single(torch.autograd.Function):
             pieces = single.Pieces(to_output, None, weights, drop, tuple(kept), ctx.masked, share)
             grads = single.backward(call, parameters, pieces, to_output, to_lse)
             if grads is None:
-                output, lse = blocked.forward(call, parameters)
-                to_lse = torch.zeros_like(lse) if to_lse is None else to_lse
-                grads = blocked.Backward(call, tensors[OWN_TENSORS:], output, lse, to_output, to_lse).run()
+                outcome = blocked.forward(call, parameters)
+                to_lse = torch.zeros_like(outcome.threshold) if to_lse is None else to_lse
+                grads = blocked.Backward(call, tensors[OWN_TENSORS:], outcome, to_output, to_lse).run()
         return (None, None, *final(grads, "streaming"))
 
 
 class _Blocked(torch.autograd.Function):
-    """The call's tensors -> (output, lse)."""
+    """The call's tensors -> (output, threshold): softmax's lse, another normalizer's τ."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: Call, tracked: bool, *tensors: Any) -> tuple[Tensor, Tensor]:
         with no_autocast(call.query):
-            output, lse = blocked.forward(call, tensors[OWN_TENSORS:])
-        ctx.save_for_backward(*tensors, output, lse)
+            if call.normalizer.is_softmax:
+                outcome = blocked.forward(call, tensors[OWN_TENSORS:])
+            else:
+                outcome = thresholds.forward(call, tensors[OWN_TENSORS:], tracked)
+        ctx.save_for_backward(*tensors, *outcome)
         ctx.call = call.without_tensors()
-        return output, lse
+        return outcome.output, outcome.threshold
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        to_output, to_lse = grad_outputs
-        *tensors, output, lse = ctx.saved_tensors
-        call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
+        to_output, to_threshold = grad_outputs
+        *tensors, output, threshold, centre, total = ctx.saved_tensors
+        call, outcome = ctx.call.with_tensors(*tensors[:OWN_TENSORS]), Outcome(output, threshold, centre, total)
         with torch.no_grad(), no_autocast(call.query):
-            grads = blocked.Backward(call, tuple(tensors[OWN_TENSORS:]), output, lse, to_output, to_lse).run()
-        return (None, *final(grads, "streaming"))
+            grads = blocked.Backward(call, tuple(tensors[OWN_TENSORS:]), outcome, to_output, to_threshold).run()
+        return (None, None, *final(grads, "streaming"))
 
 
 def _widened(call: Call, parameters: tuple[Any, ...]) -> tuple[Tensor, ...]:

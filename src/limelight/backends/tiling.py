@@ -12,6 +12,10 @@ BUDGET = 1 << 21
 """Numbers that a block may hold at once, 8 MiB in float32: measured best, or level with the best, from 2^20 to 2^22."""
 
 
+_FEWEST_ROWS = 16
+"""With fewer rows at a time the products read the keys more often than it pays."""
+
+
 def fits(call: Call) -> bool:
     """Whether the whole call is to be one block, kept from forward to backward: up to twice BUDGET.
 
@@ -32,6 +36,18 @@ def block_sizes(batch: int, heads: int, queries: int, keys: int, cost: int) -> t
     return max(1, min(batch, room // (t * s))), t, s
 
 
+def whole_row_sizes(batch: int, heads: int, queries: int, keys: int, cost: int) -> tuple[int, int, int] | None:
+    """As `block_sizes`, so few rows that n H t S stays within BUDGET too; None where that would be few and slow."""
+    room = BUDGET // max(1, heads)
+    t = min(queries, room // max(1, keys))
+    if t < min(queries, _FEWEST_ROWS):
+        return None
+    n = max(1, min(batch, room // max(1, t * keys)))
+    # An eighth of the budget lies in a cache while the row is gone through again and again.
+    s = min(room // max(1, n * t * cost), room // 8 // max(1, n * t))
+    return n, t, max(1, min(keys, s))
+
+
 def pieces(size: int, step: int) -> Iterator[slice]:
     """The intervals [0, step), [step, 2 step), ... up to size."""
     for start in range(0, size, max(1, step)):
@@ -41,12 +57,16 @@ def pieces(size: int, step: int) -> Iterator[slice]:
 class Plan:
     """The blocks of a call: batch pieces, row pieces in each, and for those the column blocks not ruled out."""
 
-    __slots__ = ("call", "columns", "n", "rows")
+    __slots__ = ("call", "columns", "n", "rows", "whole")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, whole_rows: bool = False) -> None:
+        """With `whole_rows` all blocks of a piece of rows are within BUDGET together, if `whole` says so."""
         n, heads, queries, _ = call.query.shape
         self.call = call
-        self.n, self.rows, self.columns = block_sizes(n, heads, queries, call.key.shape[2], call.pair_cost())
+        sizes = n, heads, queries, call.key.shape[2], call.pair_cost()
+        whole = whole_row_sizes(*sizes) if whole_rows else None
+        self.whole = whole is not None
+        self.n, self.rows, self.columns = whole or block_sizes(*sizes)
 
     def row_blocks(self) -> Iterator[tuple[slice, slice]]:
         """(batch piece, row piece), covering N and T."""

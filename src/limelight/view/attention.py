@@ -17,6 +17,7 @@ from limelight.backends.pooling import pooled
 from limelight.backends.protocol import OWN_TENSORS, Call, Gather, Gathered
 from limelight.backends.select import observed
 from limelight.contract import require_choice, require_count
+from limelight.errors import ArgumentError
 from limelight.indexing import Axis, as_places, as_region, folded, folded_places, parse
 from limelight.view import operator, storage
 from limelight.view.array import VirtualArray
@@ -32,8 +33,9 @@ class AttentionView(VirtualArray):
     """The attention matrix [..., H, T, S] of one call of `look`, without the matrix.
 
     weights[..., h, i, j] = exp(score(q_i, k_j) + bias - lse_i), 0 where the mask forbids: those before dropout. With a
-    sink, which is no key and has no column, the weights of a row sum to less than 1. The view keeps query and key (as
-    the score prepared them), mask, bias, sink and lse, one number per row; where the whole matrix was one small block,
+    sink, which is no key and has no column, the weights of a row sum to less than 1. With another normalizer than
+    softmax they are what it makes of score + bias - threshold. The view keeps query and key (as the score prepared
+    them), mask, bias, sink and the lse or threshold, one number per row; where the whole matrix was one small block,
     the weights as well. Everything is computed block by block when asked for, exactly.
 
     `view[...]`, `dense`, the products `view @ x` and `x @ view`, `received(weights)` and `log_prob` are differentiable
@@ -44,11 +46,11 @@ class AttentionView(VirtualArray):
     Do not build one; `look` does. Axes without names: [..., H, T, S] as in the call.
     """
 
-    def __init__(self, call: Call, lse: Tensor, weights: Tensor | None = None) -> None:
+    def __init__(self, call: Call, threshold: Tensor, weights: Tensor | None = None) -> None:
         # The value takes no part in the weights; the view must not keep it alive.
         self._kept = replace(call, value=call.value.new_empty(0))
-        self._lse = lse
-        self._versions = Versions(self._kept, lse)
+        self._threshold = threshold
+        self._versions = Versions(self._kept, threshold)
         self._weights = weights
         self._gathered: dict[str, Tensor | Links] = {}
 
@@ -61,20 +63,37 @@ class AttentionView(VirtualArray):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights: float32, or float64 for float64 inputs."""
-        return self._lse.dtype
+        return self._threshold.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the view computes: the device of query and key."""
-        return self._lse.device
+        return self._threshold.device
 
     @property
     def lse(self) -> Tensor:
         """The log Σ_j exp(score) of each row, [..., H, T]; -inf for a row that may attend to nothing.
 
         A sink is one of the terms, so that of a row without keys is the sink.
+
+        Errors: ArgumentError for another normalizer than softmax, which has a `threshold` and no lse.
         """
-        return self._open(self._lse)
+        name = self._kept.normalizer.name
+        if not self._kept.normalizer.is_softmax:
+            raise ArgumentError(
+                f"view.lse is the log of softmax's sum; this view is of {name}, which has none. Its one number per row "
+                f"is view.threshold."
+            )
+        return self._open(self._threshold)
+
+    @property
+    def threshold(self) -> Tensor:
+        """The number τ of each row, [..., H, T], with weights f(score + bias - τ); f is that of the normalizer.
+
+        For softmax f = exp and τ = lse; sparsemax and entmax-1.5 give 0 to all scores of at most τ; sigmoid's is -b.
+        -inf for a row that may attend to nothing (with a sink, or a bias given to `sigmoid`, the τ of that alone).
+        """
+        return self._open(self._threshold)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -127,17 +146,18 @@ class AttentionView(VirtualArray):
 
         Errors: ArgumentError for an x that does not fit.
         """
-        return operator.right(self._call, self._lse, self.shape[:-2], x)
+        return operator.right(self._call, self._threshold, self.shape[:-2], x)
 
     def __rmatmul__(self, x: Any) -> Tensor:
         """X W, [..., H, M, S] of x [..., M, T], or [..., H, S] of x [T]; otherwise as `view @ x`."""
-        return operator.left(self._call, self._lse, self.shape[:-2], x)
+        return operator.left(self._call, self._threshold, self.shape[:-2], x)
 
     @torch.no_grad()
     def top(self, k: int) -> Links:
         """The min(k, S) strongest links of each query, strongest first, and of equal ones the lower index first.
 
-        Where a query may attend to fewer keys, the rest has index -1 and weight 0.
+        Where a query has fewer links, because it may attend to fewer keys or because sparsemax or entmax gives the
+        others exactly 0, the rest has index -1 and weight 0.
 
         Errors: ArgumentError if k is not an integer of at least 1.
         """
@@ -146,7 +166,7 @@ class AttentionView(VirtualArray):
         have = self._gathered.get("top")
         if not isinstance(have, Links) or have.indices.shape[-1] < k:
             seen = self._pass(Gather(top=k)).top
-            seen = lookup.strongest(self._call, self._lse, k) if seen is None else seen
+            seen = lookup.strongest(self._call, self._threshold, k) if seen is None else seen
             have = Links(*(self._open(one) for one in seen))
         return Links(have.indices[..., :k], have.weights[..., :k])
 
@@ -160,13 +180,14 @@ class AttentionView(VirtualArray):
     def entropy(self) -> Tensor:
         """-Σ_j w_j log w_j over the keys, in nats, of each query, [..., H, T]; 0 for a row that may attend to nothing.
 
-        Of the weights as they are: with a sink they sum to less than 1, and the sink's own share is not counted.
+        Of the weights as they are: with a sink they sum to less than 1, and the sink's own share is not counted; those
+        of `sigmoid` sum to anything.
         """
         have = self._gathered.get("entropy")
         if isinstance(have, Tensor):
             return have
         seen = self._pass(Gather(entropy=True)).entropy
-        return self._open(lookup.entropy(self._call, self._lse) if seen is None else seen)
+        return self._open(lookup.entropy(self._call, self._threshold) if seen is None else seen)
 
     @torch.no_grad()
     def distance(self) -> Tensor:
@@ -179,7 +200,7 @@ class AttentionView(VirtualArray):
         if isinstance(have, Tensor):
             return have
         seen = self._pass(Gather(distance=True)).distance
-        return self._open(lookup.distance(self._call, self._lse) if seen is None else seen)
+        return self._open(lookup.distance(self._call, self._threshold) if seen is None else seen)
 
     def received(self, weights: Any = None) -> Tensor:
         """What each key received from all queries, Σ_i c_i w_ij, [..., H, S].
@@ -198,8 +219,8 @@ class AttentionView(VirtualArray):
                 if isinstance(have, Tensor):
                     return have
                 seen = self._pass(Gather(received=True)).received
-                return self._open(lookup.received(self._call, self._lse) if seen is None else seen)
-        return operator.received(self._call, self._lse, self.shape[:-2], weights)
+                return self._open(lookup.received(self._call, self._threshold) if seen is None else seen)
+        return operator.received(self._call, self._threshold, self.shape[:-2], weights)
 
     def mean(self, heads: int | Sequence[int] | None = None) -> MeanView:
         """The mean of the weights over all heads, or over those named: a virtual array [..., T, S] in its turn.
@@ -221,7 +242,10 @@ class AttentionView(VirtualArray):
         return pharaoh(self.mean(heads), threshold)
 
     def log_prob(self, pairs: Any) -> Tensor:
-        """The log weights of single pairs, log w = score - lse, [P]; -inf where the mask forbids. Differentiable.
+        """The log weights of single pairs, [P], for softmax score - lse; -inf where the mask forbids. Differentiable.
+
+        The log of a weight of exactly 0, as sparsemax and entmax give them, is -inf too, with gradient 0: a loss of
+        such log weights is inf where a pair has no link.
 
         Memory grows with P and the widths, not with T x S: `-view.log_prob(links).mean()` is the loss of guided
         alignment (Chen, Matusov, Khadivi, Peter 2016, arXiv 1607.01628).
@@ -236,7 +260,7 @@ class AttentionView(VirtualArray):
         places = as_places(pairs, self.shape)
         lead = folded_places(places[:, :-3], self._call.lead)
         wanted = torch.cat((lead.unsqueeze(-1), places[:, -3:]), -1).to(self.device)
-        return log_weights(self._call, self._lse, wanted)
+        return log_weights(self._call, self._threshold, wanted)
 
     @torch.no_grad()
     def map(self, rows: int, columns: int, region: tuple[Any, Any] | None = None, reduce: str = "mean") -> Tensor:
@@ -261,15 +285,15 @@ class AttentionView(VirtualArray):
         require_count("columns", columns, least=1)
         require_choice("reduce", reduce, ("mean", "max"))
         queries, keys = as_region(region, self.shape[-2:])
-        block = self._call.block(slice(0, len(self._lse)), queries.selector, keys.selector)
+        block = self._call.block(slice(0, len(self._threshold)), queries.selector, keys.selector)
         cells = min(rows, queries.size), min(columns, keys.size)
-        return self._open(pooled(self._call, self._lse, block, *cells, reduce))
+        return self._open(pooled(self._call, self._threshold, block, *cells, reduce))
 
     def detach(self) -> AttentionView:
         """The same view without the graph of its inputs: what to store."""
         call = self._call
         call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
-        view = AttentionView(call, self._lse.detach(), self._weights)
+        view = AttentionView(call, self._threshold.detach(), self._weights)
         view._gathered = self._gathered
         return view
 
@@ -298,7 +322,7 @@ class AttentionView(VirtualArray):
 
         Example: `view.save("layer3.view")`, then `AttentionView.open("layer3.view")[0, 2, 99_000:]`.
         """
-        storage.save(path, self._call, self._lse, self._gathered)
+        storage.save(path, self._call, self._threshold, self._gathered)
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, device: str = "cpu", verify: bool = False) -> AttentionView:
@@ -349,9 +373,9 @@ class AttentionView(VirtualArray):
         self._versions.check()
         return self._kept
 
-    def folded_lse(self) -> Tensor:
-        """The lse with the leading axes folded, [N, H, T]."""
-        return self._lse
+    def folded_threshold(self) -> Tensor:
+        """The threshold with the leading axes folded, [N, H, T]."""
+        return self._threshold
 
     @property
     def _call(self) -> Call:
@@ -365,10 +389,12 @@ class AttentionView(VirtualArray):
         block = call.block(batch, rows, columns, head)
         if self._weights is not None and not self._tracked():
             return lookup.taken(self._weights, block)
-        return lookup.gathered(call, self._lse, block, (math.prod(counts[:-3]), counts[-3], counts[-2], counts[-1]))
+        return lookup.gathered(
+            call, self._threshold, block, (math.prod(counts[:-3]), counts[-3], counts[-2], counts[-1])
+        )
 
     def _tracked(self) -> bool:
-        return torch.is_grad_enabled() and self._lse.requires_grad
+        return torch.is_grad_enabled() and self._threshold.requires_grad
 
     def _pass(self, gather: Gather) -> Gathered:
         """What a pass of a backend that observes on the way says; nothing where none can."""
@@ -381,7 +407,7 @@ class AttentionView(VirtualArray):
 
     def _kept_bytes(self) -> int:
         call = self._kept
-        kept = [*call.tensors(), self._lse, self._weights]
+        kept = [*call.tensors(), self._threshold, self._weights]
         for one in self._gathered.values():
             kept.extend(one if isinstance(one, Links) else (one,))
         return sum(one.nbytes for one in kept if one is not None)
@@ -406,7 +432,7 @@ def copied(view: AttentionView, device: torch.device | None) -> AttentionView:
     call = call.with_tensors(own(query), own(key), own(value), *map(shared, others))
     mask = call.mask if call.mask is None or device is None else call.mask.moved(device)
     call = replace(call, mask=mask).with_parameters(tuple(own(one) for one in call.score.parameters))
-    again = AttentionView(call, own(view._lse), None if view._weights is None else own(view._weights))
+    again = AttentionView(call, own(view._threshold), None if view._weights is None else own(view._weights))
     for name, have in view._gathered.items():
         again._gathered[name] = Links(*map(own, have)) if isinstance(have, Links) else own(have)
     return again

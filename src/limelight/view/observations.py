@@ -18,7 +18,7 @@ _NAMES = ("received", "entropy", "distance")
 class Links(NamedTuple):
     """The strongest links of each query: indices, int64, and weights, both [..., H, T, k], strongest first.
 
-    Where a query may attend to fewer than k keys, the rest has index -1 and weight 0.
+    Where a query has fewer than k links, the rest has index -1 and weight 0.
     """
 
     indices: Tensor

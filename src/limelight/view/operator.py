@@ -24,37 +24,37 @@ from limelight.backends.select import choose, observed
 from limelight.errors import ArgumentError
 
 
-def right(call: Call, lse: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
+def right(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
     """View @ x, of x [..., S, M] or [S]; `lead`: the axes of the view but for the last two."""
-    x = as_operand(x, lse.dtype, lse.device)
+    x = as_operand(x, threshold.dtype, threshold.device)
     column = x.unsqueeze(-1) if x.ndim == 1 else x
     folded, unfold = _fold(column, lead, call.key.shape[2], "view @ x: x must be [..., S, M] or [S]")
     out = unfold(_times(call, folded))
     return out.squeeze(-1) if x.ndim == 1 else out
 
 
-def left(call: Call, lse: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
+def left(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
     """X @ view, of x [..., M, T] or [T]."""
-    x = as_operand(x, lse.dtype, lse.device)
+    x = as_operand(x, threshold.dtype, threshold.device)
     column = x.unsqueeze(-1) if x.ndim == 1 else x.mT
     folded, unfold = _fold(column, lead, call.query.shape[2], "x @ view: x must be [..., M, T] or [T]")
     # The value takes no part.
     tensors = (folded, *(None if place == 2 else one for place, one in enumerate(call.tensors())))
-    out = unfold(_Transposed.apply(call, lse.detach(), *tensors))
+    out = unfold(_Transposed.apply(call, threshold.detach(), *tensors))
     return out.squeeze(-1) if x.ndim == 1 else out.mT
 
 
-def received(call: Call, lse: Tensor, lead: tuple[int, ...], weights: Any) -> Tensor:
+def received(call: Call, threshold: Tensor, lead: tuple[int, ...], weights: Any) -> Tensor:
     """Σ_i c_i w_ij, [..., H, S], of weights c that broadcast to [..., H, T].
 
-    Without gradients by a pass of a backend that observes on the way, where one can; else as `left`.
+    Without gradients by a pass of a backend that observes on the way, where one can; ethreshold as `left`.
     """
-    rows = as_operand(weights, lse.dtype, lse.device)
-    if not (torch.is_grad_enabled() and (lse.requires_grad or rows.requires_grad)):
+    rows = as_operand(weights, threshold.dtype, threshold.device)
+    if not (torch.is_grad_enabled() and (threshold.requires_grad or rows.requires_grad)):
         seen = _received_on_the_way(call, (*lead, call.query.shape[2]), rows.detach())
         if seen is not None:
             return seen.reshape(*lead, seen.shape[-1])
-    return left(call, lse, lead, rows.unsqueeze(-2)).squeeze(-2)
+    return left(call, threshold, lead, rows.unsqueeze(-2)).squeeze(-2)
 
 
 @torch.no_grad()
@@ -97,10 +97,10 @@ class _Transposed(torch.autograd.Function):
     """(rows, the call's tensors) -> Wᵀ rows, [N, H, S, M], of rows [N, H, T, M]."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, lse: Tensor, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, call: Call, threshold: Tensor, *tensors: Any) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.call = call.without_tensors()
-        return lookup.product(call, lse, tensors[0])
+        return lookup.product(call, threshold, tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:

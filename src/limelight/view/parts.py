@@ -19,6 +19,11 @@ from limelight.masks.dense import Dense
 from limelight.masks.lengths import Lengths
 from limelight.masks.segments import Segments
 from limelight.masks.window import Window
+from limelight.normalizers import Normalizer, entmax15, sigmoid, softmax, sparsemax
+from limelight.normalizers.entmax import Entmax15
+from limelight.normalizers.sigmoid import Sigmoid
+from limelight.normalizers.softmax import Softmax
+from limelight.normalizers.sparsemax import Sparsemax
 from limelight.scores import Score, additive, dot
 from limelight.scores.additive import Additive
 from limelight.scores.concat import Concat
@@ -42,11 +47,17 @@ _MASKS: dict[str, tuple[type, Callable[..., Any]]] = {
     "either": (Either, Either),
     "not": (Not, Not),
 }
+_NORMALIZERS: dict[str, tuple[type, Callable[..., Any]]] = {
+    "softmax": (Softmax, softmax),
+    "sigmoid": (Sigmoid, sigmoid),
+    "sparsemax": (Sparsemax, sparsemax),
+    "entmax15": (Entmax15, entmax15),
+}
 """The name of each kind in a file, and what makes it of its fields again, checking them."""
 
 MORE = tuple(
     {field.name for field in fields(Call) if field.init}
-    - {"query", "key", "value", "score", "mask", "bias", "dropout", "seed", "lead", "wants_lse", "gather"}
+    - {"query", "key", "value", "score", "mask", "bias", "dropout", "seed", "lead", "wants_lse", "gather", "normalizer"}
 )
 """What a call may hold besides its usual parts."""
 
@@ -58,9 +69,11 @@ class Versions:
 
     __slots__ = ("_noted",)
 
-    def __init__(self, call: Call, lse: Tensor) -> None:
+    def __init__(self, call: Call, threshold: Tensor) -> None:
         # What is made in inference mode has no version to compare.
-        self._noted = [(name, one, one._version) for name, one in _tensors_of(call, lse) if not one.is_inference()]
+        self._noted = [
+            (name, one, one._version) for name, one in _tensors_of(call, threshold) if not one.is_inference()
+        ]
 
     def check(self) -> None:
         """Raise StaleViewError if one of them was changed."""
@@ -72,11 +85,11 @@ class Versions:
                 )
 
 
-def _tensors_of(call: Call, lse: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _tensors_of(call: Call, threshold: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The tensors that decide the weights, with their names."""
     yield "query", call.query
     yield "key", call.key
-    yield "lse", lse
+    yield "lse" if call.normalizer.is_softmax else "threshold", threshold
     for name in ("bias", *MORE):
         one = getattr(call, name)
         if isinstance(one, Tensor):
@@ -117,6 +130,11 @@ def written_mask(mask: Mask | None, tensors: dict[str, Tensor]) -> Facts | None:
     return None if mask is None else _written(mask, _MASKS, "mask", tensors)
 
 
+def written_normalizer(normalizer: Normalizer, tensors: dict[str, Tensor]) -> Facts:
+    """A normalizer as facts. Errors: ArgumentError for one that is not one of ours."""
+    return _written(normalizer, _NORMALIZERS, "normalizer", tensors)
+
+
 def read_score(facts: Facts, tensors: dict[str, Tensor]) -> Score:
     """What `written_score` wrote. Errors: KeyError, TypeError, ValueError for facts that do not hold."""
     return _read(facts, _SCORES, tensors)
@@ -127,10 +145,15 @@ def read_mask(facts: Facts | None, tensors: dict[str, Tensor]) -> Mask | None:
     return None if facts is None else _read(facts, _MASKS, tensors)
 
 
+def read_normalizer(facts: Facts, tensors: dict[str, Tensor]) -> Normalizer:
+    """What `written_normalizer` wrote. Errors: KeyError, TypeError, ValueError for facts that do not hold."""
+    return _read(facts, _NORMALIZERS, tensors)
+
+
 def _written(part: Any, known: dict[str, tuple[type, Callable[..., Any]]], place: str, tensors: Any) -> Facts:
     name = next((name for name, (kind, _) in known.items() if type(part) is kind), None)
     if name is None:
-        kind = "score" if place == "score" else "mask"
+        kind = place if place in ("score", "normalizer") else "mask"
         raise ArgumentError(
             f"view.save: the {kind} {type(part).__name__} cannot be written to a file, which holds names and tensors, "
             f"no code; those of limelight.{kind}s can ({', '.join(known)})"

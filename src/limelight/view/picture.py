@@ -37,7 +37,7 @@ def html(view: AttentionView) -> str:
     call = view.sound_call()
     block = call.block(slice(0, 1), *region)
     cells = min(CELLS, rows), min(CELLS, columns)
-    picture = pooled(call, view.folded_lse(), block, *cells, "mean")[0].mean(0)
+    picture = pooled(call, view.folded_threshold(), block, *cells, "mean")[0].mean(0)
     part = "" if (rows, columns) == (queries, keys) else f"the last {rows:,} queries and {columns:,} keys, "
     first = "the first sequence, " if math.prod(lead) > 1 else ""
     caption = f"{first}{part}mean over {heads} heads; queries down, keys across; black is {picture.max():.2g}"

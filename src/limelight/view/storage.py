@@ -17,16 +17,27 @@ from limelight.contract import accumulation_dtype, float_dtypes
 from limelight.devices import find_device
 from limelight.errors import ArgumentError, LimelightError, ViewFileError
 from limelight.view.observations import Links
-from limelight.view.parts import MORE, PLAIN, Facts, read_mask, read_score, written_mask, written_score
+from limelight.view.parts import (
+    MORE,
+    PLAIN,
+    Facts,
+    read_mask,
+    read_normalizer,
+    read_score,
+    written_mask,
+    written_normalizer,
+    written_score,
+)
 from limelight.weights import read_tensors, write_tensors
 
 FORMAT = "limelight-view/1"
 WAY_OUT = "save the view again"
 
 
-def save(path: str | PathLike[str], call: Call, lse: Tensor, answers: dict[str, Tensor | Links]) -> None:
+def save(path: str | PathLike[str], call: Call, threshold: Tensor, answers: dict[str, Tensor | Links]) -> None:
     """See `AttentionView.save`."""
-    tensors: dict[str, Tensor] = {"query": call.query, "key": call.key, "lse": lse}
+    # The name is that of softmax's threshold; files of views had no other once.
+    tensors: dict[str, Tensor] = {"query": call.query, "key": call.key, "lse": threshold}
     if call.bias is not None:
         tensors["bias"] = call.bias
     facts: Facts = {
@@ -34,6 +45,7 @@ def save(path: str | PathLike[str], call: Call, lse: Tensor, answers: dict[str, 
         "lead": list(call.lead),
         "score": written_score(call.score, tensors),
         "mask": written_mask(call.mask, tensors),
+        "normalizer": written_normalizer(call.normalizer, tensors),
         "more": _more(call, tensors),
     }
     for name, one in answers.items():
@@ -115,10 +127,13 @@ def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, di
     if not fits:
         raise ValueError("query, key, bias and lse")
     score, mask = read_score(facts["score"], tensors), read_mask(facts["mask"], tensors)
+    # Files from before there were others do not name it.
+    normalizer = read_normalizer(facts.get("normalizer", {"kind": "softmax"}), tensors)
+    normalizer.check(more.get("sink"))
     score.check(query, key)
     call = Call(
         query=query, key=key, value=query.new_empty(0), score=score, mask=mask, bias=bias, dropout=0.0, seed=0,
-        lead=lead, wants_lse=True, **more,
+        lead=lead, wants_lse=True, normalizer=normalizer, **more,
     )  # fmt: skip
     if mask is not None:
         mask.check(call.whole())

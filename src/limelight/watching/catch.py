@@ -99,7 +99,8 @@ class Catcher(TorchFunctionMode, Listener):
                 output, view = look(query, key, value, **options, observe=_union(wanting))
             else:
                 output = attend(query, key, value, **options)
-                aside = {name: one for name, one in options.items() if name in ("score", "mask", "bias", "sink")}
+                names = "score", "mask", "bias", "sink", "normalizer"
+                aside = {name: options[name] for name in names}
                 view = _view_beside(query, key, aside, _union(wanting))
             _record(wanting, view)
         return output
