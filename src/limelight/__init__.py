@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from limelight import biases, masks, scores
     from limelight.attend import Explanation, attend, explain, look
     from limelight.biases import alibi, relative, t5_buckets
-    from limelight.masks import band, causal, dense, lengths, segments, window
-    from limelight.scores import additive, concat, dot, general, tile_score
+    from limelight.masks import band, causal, dense, interval, lengths, segments, window
+    from limelight.scores import additive, concat, cosine, dot, gaussian, general, tile_score
+    from limelight.stepwise import Steps, steps
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
     from limelight.view import AttentionView, Links, rollout, top
@@ -28,8 +29,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
     "limelight.biases": ("alibi", "relative", "t5_buckets"),
-    "limelight.masks": ("band", "causal", "dense", "lengths", "segments", "window"),
-    "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
+    "limelight.masks": ("band", "causal", "dense", "interval", "lengths", "segments", "window"),
+    "limelight.scores": ("additive", "concat", "cosine", "dot", "gaussian", "general", "tile_score"),
+    "limelight.stepwise": ("Steps", "steps"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
     "limelight.view": ("AttentionView", "Links", "rollout", "top"),
@@ -44,6 +46,7 @@ __all__ = [
     "Links",
     "Seen",
     "Statistics",
+    "Steps",
     "Translation",
     "Translator",
     "__version__",
@@ -54,10 +57,13 @@ __all__ = [
     "biases",
     "causal",
     "concat",
+    "cosine",
     "dense",
     "dot",
     "explain",
+    "gaussian",
     "general",
+    "interval",
     "lengths",
     "look",
     "masks",
@@ -66,6 +72,7 @@ __all__ = [
     "rollout",
     "scores",
     "segments",
+    "steps",
     "t5_buckets",
     "tile_score",
     "top",
