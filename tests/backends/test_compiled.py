@@ -63,7 +63,7 @@ def test_ids_that_lie_apart_under_a_compiler(given):
     torch.compiler.reset()
     q, k, v, ids = (given[name].detach() for name in ("q", "k", "v", "key_ids"))
     compiled = torch.compile(lambda ids: attend(q, k, v, mask=segments(ids[:, :T], ids)), backend="aot_eager")
-    assert compiled(ids).shape == v.shape[:2] + (T, v.shape[-1])
+    assert compiled(ids).shape == (*v.shape[:2], T, v.shape[-1])
     with pytest.raises(ArgumentError, match="the keys of every id must lie side by side"):
         compiled(torch.tensor([[4, 1, 4, 1, 1, 1, 7], [3, 3, 0, 0, 0, 2, 2]]))
 

@@ -5,10 +5,8 @@ import torch
 from tests.support.models import TARGETS, make, source_batch
 from torch import nn
 
-from limelight.layers import sinusoidal
+from limelight.layers import TransformerDecoderLayer, TransformerEncoderLayer, sinusoidal
 from limelight.masks import lengths
-from limelight.models.config import TransformerConfig
-from limelight.models.transformer import DecoderBlock, EncoderBlock
 
 NEAR = {"rtol": 0.0, "atol": 1e-10}
 T = 5
@@ -115,9 +113,9 @@ def copy_attention(ours, torchs):
 @torch.no_grad()
 def test_the_blocks_are_torchs_layers(norm):
     torch.manual_seed(71)
-    config = TransformerConfig(19, 23, width=12, feedforward=17, heads=3, dropout=0.0, norm=norm)
     how = {"dropout": 0.0, "norm_first": norm == "pre", "batch_first": True, "dtype": torch.float64}
-    encoder, decoder = EncoderBlock(config).double(), DecoderBlock(config).double()
+    encoder = TransformerEncoderLayer(12, 3, 17, place=norm).double()
+    decoder = TransformerDecoderLayer(12, 3, 17, place=norm).double()
     for parameter in (*encoder.parameters(), *decoder.parameters()):
         parameter.copy_(torch.randn_like(parameter))
     one, other = nn.TransformerEncoderLayer(12, 3, 17, **how), nn.TransformerDecoderLayer(12, 3, 17, **how)
@@ -144,7 +142,7 @@ def test_the_blocks_are_torchs_layers(norm):
     found = encoder(memory, lengths(counts))
     expected = one(memory, src_key_padding_mask=padding)
     torch.testing.assert_close(found[~padding], expected[~padding], **NEAR)
-    found, _ = decoder(x, *decoder.cross_attention.keys_values(memory), lengths(counts), False)
+    found, _ = decoder(x, *decoder.cross_attention.keys_values(memory), lengths(counts))
     later = torch.ones(T, T, dtype=torch.bool).triu(1)
     expected = other(x, memory, tgt_mask=later, memory_key_padding_mask=padding)
     torch.testing.assert_close(found, expected, **NEAR)
@@ -161,7 +159,7 @@ def test_what_stands_around_the_blocks(name):
     memory = model.encoder_norm(x)
     y = model.target_embedding(target) * 12**0.5 + sinusoidal(T, 12)
     for block in model.decoder:
-        y, _ = block(y, *block.cross_attention.keys_values(memory), lengths(counts), False)
+        y, _ = block(y, *block.cross_attention.keys_values(memory), lengths(counts))
     expected = model.decoder_norm(y)
     torch.testing.assert_close(model(source, counts, target).features, expected, **NEAR)
     assert isinstance(model.decoder_norm, nn.LayerNorm) == (name == "transformer-pre")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.support.inputs import Sizes, score_case, tensors
+from tests.support.inputs import Sizes, blocks_of, score_case, tensors
 
 import limelight
 from limelight.errors import ArgumentError
@@ -164,3 +164,96 @@ def test_mistakes_when_a_score_is_made(make, message):
 def test_scores_that_do_not_fit_the_call(score, message):
     with pytest.raises(ArgumentError, match=message):
         limelight.attend(Q, K, torch.zeros(2, 3, 7, 17), score=score)
+
+
+def test_cosine_by_hand():
+    # q = (3, 4) has length 5; the keys lie along it, against it, across it, and nowhere.
+    query = torch.tensor([[[3.0, 4.0]]])
+    key = torch.tensor([[[6.0, 8.0], [-3.0, -4.0], [4.0, -3.0], [0.0, 0.0]]])
+    expected = torch.softmax(torch.tensor([[[2.0, -2.0, 0.0, 0.0]]]), -1)
+    torch.testing.assert_close(_weights(limelight.cosine(2.0), query, key), expected)
+
+
+def test_cosine_takes_a_learned_scale_per_head():
+    query, key = (torch.randn(2, 3, n, 11).double().requires_grad_() for n in (5, 7))
+    scale = torch.tensor([0.5, 3.0, 10.0]).double().requires_grad_()
+    lengths = query.norm(dim=-1)[..., None] * key.norm(dim=-1)[..., None, :]
+    expected = torch.softmax(scale[:, None, None] * (query @ key.mT) / lengths, -1) @ key
+    rows = torch.randn_like(expected)
+    wanted = (query, key, scale)
+    for backend in ("reference", "streaming", "auto"):
+        found = limelight.attend(query, key, key, score=limelight.cosine(scale), backend=backend)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        for one, other in zip(
+            torch.autograd.grad(found, wanted, rows),
+            torch.autograd.grad(expected, wanted, rows, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_cosine_of_what_a_mask_hides():
+    query, key, value = (torch.randn(1, 2, n, 11).requires_grad_() for n in (5, 7, 7))
+    with torch.no_grad():
+        key[:, :, 4:] = torch.nan
+        value[:, :, 4:] = torch.nan
+    found = limelight.attend(query, key, value, score=limelight.cosine(), mask=limelight.lengths(torch.tensor([4])))
+    found.sum().backward()
+    for grad in (query.grad, key.grad, value.grad):
+        assert grad.isfinite().all()
+    assert not key.grad[:, :, 4:].any()
+    zero = torch.zeros(1, 1, 2, 3, requires_grad=True)
+    limelight.attend(zero, zero, torch.randn(1, 1, 2, 3), score=limelight.cosine()).sum().backward()
+    assert not zero.grad.any()
+
+
+def test_where_the_scale_of_qk_norm_starts():
+    assert limelight.scores.qk_norm_start(2) == 1.0
+    assert limelight.scores.qk_norm_start(256) == pytest.approx(math.log2(65280))
+
+
+def test_a_gaussian_by_hand():
+    # Scores of 0 leave the Gaussian alone: exp(-(j - 1.5)² / 2) at j = 0 ... 3.
+    query, key = torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 4, 3)
+    size = torch.exp(-((torch.arange(4.0) - 1.5) ** 2) / 2)
+    weights = _weights(limelight.gaussian(limelight.dot(), torch.tensor([[1.5]]), 1.0), query, key)
+    torch.testing.assert_close(weights[0, 0, 0], size / size.sum())
+
+
+@pytest.mark.parametrize("backend", ["reference", "streaming"])
+def test_a_gaussian_has_a_centre_for_each_query_of_each_sequence(backend):
+    query, key, value = tensors(Sizes(lead=(2, 3)))
+    centre = (torch.rand(2, 3, 5).double() * 7).requires_grad_()
+    away = torch.arange(7) - centre[:, :, None, :, None]
+    expected = torch.softmax(query @ key.mT - away.square() / 8, -1) @ value
+    rows = torch.randn_like(expected)
+    wanted = (query, key, value, centre)
+    slopes = torch.autograd.grad(expected, wanted, rows)
+    for budget in (40, 1 << 21):
+        with blocks_of(budget):
+            score = limelight.gaussian(limelight.dot(1.0), centre, 2.0)
+            found = limelight.attend(query, key, value, score=score, backend=backend)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+            for one, other in zip(torch.autograd.grad(found, wanted, rows), slopes, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: limelight.cosine(math.nan), "scale must be a finite number or a tensor; it is nan"),
+        (lambda: limelight.cosine(torch.zeros(2, 2)), r"must be float, one number or \[H\]"),
+        (lambda: limelight.scores.qk_norm_start(1), "length must be an integer of at least 2; it is 1"),
+        (lambda: limelight.gaussian("dot", torch.zeros(1, 5), 1.0), "score must be one of limelight.scores"),
+        (lambda: limelight.gaussian(limelight.dot(), 3.0, 1.0), "centre must be a float tensor"),
+        (lambda: limelight.gaussian(limelight.dot(), torch.zeros(1, 5), 0.0), "must be a finite number above 0"),
+        (
+            lambda: limelight.attend(Q, Q, Q, score=limelight.gaussian(limelight.dot(), torch.zeros(2, 4), 1.0)),
+            r"one place per query, \[2, 5\]",
+        ),
+        (lambda: limelight.attend(Q, Q, Q, score=limelight.cosine(torch.zeros(2))), r"one per head, \[3\]"),
+    ],
+)
+def test_mistakes_in_cosine_and_gaussian(make, message):
+    with pytest.raises(ArgumentError, match=message):
+        make()

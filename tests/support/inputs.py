@@ -94,6 +94,13 @@ def score_case(name: str, sizes: Sizes, seed: int = 1) -> ScoreCase:
             limelight.concat,
             lambda v, w: lambda q, k, h, i, j: (torch.tanh(torch.cat((q.expand_as(k), k), -1) @ w.T) * v).sum(-1),
         )
+    if name == "gaussian":
+        leaves = (_leaf(maker, sizes.T), _leaf(maker, D))
+        return ScoreCase(
+            leaves,
+            lambda c, v: limelight.gaussian(limelight.additive(v), c.expand(*sizes.lead, sizes.T) * 3, 1.5),
+            lambda c, v: lambda q, k, h, i, j: (torch.tanh(q + k) * v).sum(-1) - (j - c[i] * 3) ** 2 / (2 * 1.5**2),
+        )
     assert name == "tile"
     leaves = (_leaf(maker, H, 1, 1), _leaf(maker, D))
     return ScoreCase(
@@ -107,7 +114,7 @@ def _tile(q: Tensor, k: Tensor, m: Tensor, c: Tensor, *, query_index: Tensor, ke
     return torch.sin((q * c) @ k.mT) + m * (query_index[:, None] - key_index) * 0.1
 
 
-SCORES = ("dot", "plain dot", "capped dot", "general", "additive", "additive per head", "concat", "tile")
+SCORES = ("dot", "plain dot", "capped dot", "general", "additive", "additive per head", "concat", "gaussian", "tile")
 
 
 def call(score: ScoreCase, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:

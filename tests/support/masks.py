@@ -62,6 +62,14 @@ def segments_case(sizes: Sizes, query_ids: Tensor, key_ids: Tensor) -> MaskCase:
     )
 
 
+def interval_case(sizes: Sizes, first: Tensor, last: Tensor) -> MaskCase:
+    axes = first.ndim - 1
+    return MaskCase(
+        limelight.interval(first, last),
+        _pairs(sizes, lambda p: first[(*p[:axes], p[-2])] <= p[-1] <= last[(*p[:axes], p[-2])]),
+    )
+
+
 def combine(first: MaskCase, second: MaskCase, sign: str) -> MaskCase:
     if sign == "&":
         return MaskCase(first.mask & second.mask, first.truth & second.truth)
@@ -76,7 +84,7 @@ def mask_cases(draw: st.DrawFn, sizes: Sizes, depth: int = 2) -> MaskCase:
         if draw(st.booleans()):
             return MaskCase(~first.mask, ~first.truth)
         return combine(first, draw(mask_cases(sizes, depth - 1)), draw(st.sampled_from("&|")))
-    kind = draw(st.sampled_from(("causal", "window", "band", "lengths", "dense", "segments")))
+    kind = draw(st.sampled_from(("causal", "window", "band", "lengths", "dense", "segments", "interval")))
     align = draw(st.sampled_from(("end", "start")))
     if kind == "causal":
         return causal_case(sizes, align)
@@ -90,6 +98,11 @@ def mask_cases(draw: st.DrawFn, sizes: Sizes, depth: int = 2) -> MaskCase:
         query, key = (torch.randint(0, 3, (*shape, size), generator=maker) for size in (sizes.T, sizes.S))
         packed = draw(st.booleans())  # or in any order
         return segments_case(sizes, *((query.sort().values, key.sort().values) if packed else (query, key)))
+    if kind == "interval":
+        maker = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        shape = (*sizes.lead[: draw(st.integers(0, len(sizes.lead)))], sizes.T)
+        first = torch.randint(-3, sizes.S + 2, shape, generator=maker)
+        return interval_case(sizes, first, first + torch.randint(-1, 5, shape, generator=maker))
     if kind == "lengths":
         shape = sizes.lead[: draw(st.integers(1, len(sizes.lead)))] if sizes.lead else (1,)
         if not sizes.lead:

@@ -245,7 +245,8 @@ def test_bf16_learns_as_well(corpus, tmp_path, model):
 @pytest.mark.parametrize(
     ("attention", "cell", "fed"),
     [("bahdanau", "lstm", False), ("dot", "gru", True), ("general", "lstm", False), ("concat", "lstm", True),
-     ("none", "lstm", False), ("none", "gru", False)],
+     ("none", "lstm", False), ("none", "gru", False), ("coverage", "gru", False), ("location", "gru", True),
+     ("local-m", "gru", True), ("local-p", "lstm", False)],
 )  # fmt: skip
 def test_bf16_runs_with_every_attention(corpus, tmp_path, attention, cell, fed):
     how = {"attention": attention, "cell": cell, "input_feeding": fed, "layers": 2, "precision": "bf16", "updates": 2}

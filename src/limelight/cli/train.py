@@ -43,8 +43,14 @@ def train(
     ] = None,
     model: Annotated[str | None, _option(_SIZES, "rnn or transformer.", "rnn")] = None,
     attention: Annotated[
-        str | None, _option(_SIZES, "rnn: bahdanau, dot, general, concat (Luong) or none.", "bahdanau")
+        str | None,
+        _option(
+            _SIZES,
+            "rnn: bahdanau, coverage; Luong's dot, general, concat, location, local-m, local-p; none.",
+            "bahdanau",
+        ),
     ] = None,
+    window: Annotated[int | None, _option(_SIZES, "rnn: half of the window of local-m and local-p.", "10")] = None,
     input_feeding: Annotated[
         bool | None, _option(_SIZES, "rnn: Luong's input feeding.", "no", "--input-feeding")
     ] = None,

@@ -1,23 +1,57 @@
 """Layers: the parts that models are built from. What attends in here calls `limelight.attend` or `limelight.look`."""
 
 from limelight.layers.additive import BahdanauAttention
+from limelight.layers.blocks import Residual, TransformerDecoderLayer, TransformerEncoderLayer
+from limelight.layers.coverage import CoverageAttention, coverage_loss
 from limelight.layers.dropout import Dropout
 from limelight.layers.feedforward import FeedForward
 from limelight.layers.grouped import GroupedQueryAttention
+from limelight.layers.local import LocalAttention, LocalMonotonicAttention, LocalPredictiveAttention
+from limelight.layers.location import LocationAttention
 from limelight.layers.luong import LuongAttention
 from limelight.layers.memory_attention import MemoryAttention
-from limelight.layers.positions import SinusoidalPositions, sinusoidal
+from limelight.layers.norm import RMSNorm, make_norm
+from limelight.layers.positions import LearnedPositions, SinusoidalPositions, sinusoidal
 from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack
+from limelight.layers.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    NTKScaling,
+    RotaryPositions,
+    RotaryScaling,
+    YarnScaling,
+)
+from limelight.layers.shaw import ShawAttention, relative_attention
 
 __all__ = [
     "BahdanauAttention",
     "BidirectionalEncoder",
+    "CoverageAttention",
     "Dropout",
     "FeedForward",
     "GroupedQueryAttention",
+    "LearnedPositions",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LocalAttention",
+    "LocalMonotonicAttention",
+    "LocalPredictiveAttention",
+    "LocationAttention",
     "LuongAttention",
     "MemoryAttention",
+    "NTKScaling",
+    "RMSNorm",
     "RecurrentStack",
+    "Residual",
+    "RotaryPositions",
+    "RotaryScaling",
+    "ShawAttention",
     "SinusoidalPositions",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
+    "YarnScaling",
+    "coverage_loss",
+    "make_norm",
+    "relative_attention",
     "sinusoidal",
 ]

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from limelight.attend import attend, look
 from limelight.errors import ArgumentError
+from limelight.layers.rotary import RotaryPositions
 from limelight.masks import Mask
+from limelight.scores import cosine
 
 
 class GroupedQueryAttention(nn.Module):
@@ -19,14 +21,29 @@ class GroupedQueryAttention(nn.Module):
     Args:
         width: C; a multiple of `heads`.
         heads: H.
-        key_value_heads: G, which divides H; H unless given.
         dropout: the share of weights dropped in training.
+        key_value_heads: G, which divides H; H unless given.
+        rotary: turns queries and keys by their positions, such as `RotaryPositions(width // heads)`.
+        qk_norm: QK-norm: queries and keys of length 1, times a learned number for each head that starts here, such as
+            `qk_norm_start(256)`. Henry et al. (2020), with one number for all heads.
+        gated: what the heads found is multiplied by sigmoid(x W_g + b_g), each column by its own, before W_O. Qiu et
+            al. (2025), "Gated attention for large language models", arXiv 2505.06708, section 2.2.
 
     Raises:
         ArgumentError: width is no multiple of heads, or heads none of key_value_heads.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, key_value_heads: int | None = None):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        key_value_heads: int | None = None,
+        *,
+        rotary: RotaryPositions | None = None,
+        qk_norm: float | None = None,
+        gated: bool = False,
+    ):
         super().__init__()
         groups = heads if key_value_heads is None else key_value_heads
         if width % heads:
@@ -38,22 +55,34 @@ class GroupedQueryAttention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width // heads * groups)
         self.output = nn.Linear(width, width)
+        self.rotary = rotary
+        self.scale = None if qk_norm is None else nn.Parameter(torch.full((heads,), float(qk_norm)))
+        self.gate = nn.Linear(width, width) if gated else None
         # Glorot per projection, as if query, key and value stood apart.
         for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
             nn.init.xavier_uniform_(weight)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """[..., T, C] -> [..., H, T, D]."""
-        return self.query(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+    def queries(self, x: Tensor, start: int = 0) -> Tensor:
+        """[..., T, C] -> [..., H, T, D]; x begins at position `start`, which only rotary positions ask for."""
+        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+        return query if self.rotary is None else self.rotary(query, start)
 
-    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., S, C] -> keys and values, each [..., G, S, D]."""
+    def keys_values(self, memory: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """[..., S, C] -> keys and values, each [..., G, S, D]; `start` as in `queries`."""
         both = self.key_value(memory).unflatten(-1, (2, self.key_value_heads, -1))  # [..., S, 2, G, D]
         key, value = both.unbind(-3)
-        return key.transpose(-3, -2), value.transpose(-3, -2)
+        key, value = key.transpose(-3, -2), value.transpose(-3, -2)
+        return (key if self.rotary is None else self.rotary(key, start)), value
 
     def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, mask: Mask | None = None, *, observe: bool = False
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Mask | None = None,
+        *,
+        start: int = 0,
+        observe: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from x to keys and values made by `keys_values`.
 
@@ -62,19 +91,23 @@ class GroupedQueryAttention(nn.Module):
             key: [..., G, S, D].
             value: [..., G, S, D].
             mask: who may attend to whom.
+            start: the position of x's first element, for rotary positions.
             observe: also return the weights, averaged over the heads.
 
         Returns:
             [..., T, C]; weights [..., T, S], or None.
         """
         dropout = self.dropout if self.training else 0.0
+        score = None if self.scale is None else cosine(self.scale)
         weights = None
         if observe:
-            attended, view = look(self.queries(x), key, value, mask=mask, dropout=dropout)
+            attended, view = look(self.queries(x, start), key, value, score=score, mask=mask, dropout=dropout)
             weights = view.dense().mean(-3)
         else:
-            attended = attend(self.queries(x), key, value, mask=mask, dropout=dropout)
+            attended = attend(self.queries(x, start), key, value, score=score, mask=mask, dropout=dropout)
         merged = attended.transpose(-3, -2).flatten(-2)  # [..., H, T, D] -> [..., T, C]
+        if self.gate is not None:
+            merged = merged * self.gate(x).sigmoid()
         return self.output(merged), weights
 
 

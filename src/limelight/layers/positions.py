@@ -1,4 +1,4 @@
-"""Sinusoidal positions."""
+"""Absolute positions: sinusoidal and learned."""
 
 import math
 
@@ -49,3 +49,31 @@ class SinusoidalPositions(nn.Module):
         if end > len(self.table):
             self.table = sinusoidal(2 * end, self.table.shape[1]).to(self.table)
         return x + self.table[start:end].to(x.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """Adds a learned vector per position to x [..., T, C]: x_p + E_p. Gehring et al. (2017), arXiv 1705.03122.
+
+    Args:
+        width: C.
+        length: the most positions there can be.
+    """
+
+    def __init__(self, width: int, length: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(length, width))
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """The sum x + E[start : start + T].
+
+        Raises:
+            ArgumentError: there are not so many positions.
+        """
+        end = start + x.shape[-2]
+        if end > len(self.weight):
+            raise ArgumentError(
+                f"x: must end at position {len(self.weight)} at the latest, for which there is a vector, got {end}; "
+                "make the layer with a larger length, or take SinusoidalPositions or RotaryPositions"
+            )
+        return x + self.weight[start:end].to(x.dtype)

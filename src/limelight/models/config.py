@@ -1,13 +1,13 @@
 """The sizes and choices of each kind of model, with their rules."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from limelight.errors import ArgumentError
 from limelight.layers.recurrent import Cell, check_cell
 
-Attention = Literal["bahdanau", "dot", "general", "concat", "none"]
-ATTENTIONS: tuple[Attention, ...] = ("bahdanau", "dot", "general", "concat", "none")
+Attention = Literal["bahdanau", "coverage", "dot", "general", "concat", "location", "local-m", "local-p", "none"]
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,11 @@ class Seq2SeqConfig:
         hidden: width of the decoder, of each direction of the encoder and of the attention.
         layers: recurrent layers in the encoder and in the decoder.
         cell: "gru" or "lstm".
-        attention: "bahdanau", Luong's "dot", "general" or "concat", or "none".
+        attention: "bahdanau", "coverage" (Bahdanau's, with what has been attended to as a feature), Luong's "dot",
+            "general", "concat", "location", "local-m" or "local-p" (both with the general score), or "none".
         input_feeding: Luong only: the attentional output of a step is part of the next step's input.
+        window: D, local attention only: keys up to so many positions from its centre.
+        source_positions: location attention only: it attends to so many source positions; what lies beyond is not seen.
         dropout: share of units dropped in training, on embeddings, between layers and before the output layer.
         shared_embeddings: one table for source and target; needs one joint vocabulary.
         tied_output: the output layer's weight is the target embedding.
@@ -40,20 +43,22 @@ class Seq2SeqConfig:
     cell: Cell = "gru"
     attention: Attention = "bahdanau"
     input_feeding: bool = False
+    window: int = 10
+    source_positions: int = 256
     dropout: float = 0.15
     shared_embeddings: bool = False
     tied_output: bool = True
     pad: int = 0
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "embedding", "hidden", "layers")
+        _check_sizes(self, "embedding", "hidden", "layers", "window", "source_positions")
         check_cell(self.cell)
         if self.attention not in ATTENTIONS:
             raise ArgumentError(f"attention: must be one of {', '.join(ATTENTIONS)}, got {self.attention!r}")
-        if self.input_feeding and self.attention in ("bahdanau", "none"):
+        if self.input_feeding and self.attention in ("bahdanau", "coverage", "none"):
             raise ArgumentError(
                 f"input_feeding: belongs to Luong attention, got attention={self.attention!r}; "
-                "take 'dot', 'general' or 'concat', or leave input feeding off"
+                "take 'dot', 'general', 'concat', 'location', 'local-m' or 'local-p', or leave input feeding off"
             )
 
 

@@ -1,6 +1,6 @@
 """The recurrent encoder-decoder: with Bahdanau attention, with Luong attention, or with a fixed vector and none.
 
-Read from the top: what an encoder leaves for the decoder, the three decoders, the model.
+Read from the top: what an encoder leaves for the decoder, the decoders, the model.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,12 @@ from limelight.errors import ArgumentError
 from limelight.layers import (
     BahdanauAttention,
     BidirectionalEncoder,
+    CoverageAttention,
     Dropout,
+    LocalAttention,
+    LocalMonotonicAttention,
+    LocalPredictiveAttention,
+    LocationAttention,
     LuongAttention,
     MemoryAttention,
     RecurrentStack,
@@ -111,25 +116,56 @@ class BahdanauDecoder(Decoder):
         return features, weights, (state,)
 
 
+class CoverageDecoder(Decoder):
+    """As `BahdanauDecoder`, and each score also sees what its source position has received so far, g_t.
+
+    g_t is part of the beams, [B, K, S]. See, Liu and Manning (2017), equations 10 and 11.
+    """
+
+    def __init__(self, config: Seq2SeqConfig):
+        memory_width = 2 * config.hidden
+        super().__init__(config, memory_width)
+        self.attention = CoverageAttention(config.hidden, memory_width, config.hidden)
+        self.readout = nn.Linear(config.hidden + config.embedding + memory_width, config.hidden)
+
+    def keys(self, values: Tensor) -> Tensor:
+        """U h."""
+        return self.attention.keys(values)
+
+    def start(self, memory: Memory) -> tuple[Tensor, ...]:
+        """The recurrent state, and a coverage of 0."""
+        (state,) = super().start(memory)
+        wide = torch.promote_types(memory.values.dtype, torch.float32)
+        return state, memory.values.new_zeros(len(state), 1, memory.values.shape[1], dtype=wide)
+
+    def step(
+        self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """See `Decoder.step`."""
+        state, coverage = beams
+        before = self.rnn.output(state)
+        context, weights, coverage = self.attention(before, memory.keys, memory.values, mask, coverage)
+        output, state = self._advance(torch.cat([embedded, context], -1), state)
+        features = self.readout(torch.cat([output, embedded, context], -1)).tanh()
+        return features, weights if observe else None, (state, coverage)
+
+
 class LuongDecoder(Decoder):
     """Attends with the state after the step: s_t = RNN(y_{t-1}, s_{t-1}), c_t = attend(s_t, h).
 
-    The features are the attentional output a_t = tanh(W_c [c_t; s_t]). With input feeding a_{t-1} is part of the input.
-    Luong et al. (2015), sections 3, 3.1 and 3.3.
+    The features are the attentional output a_t = tanh(W_c [c_t; s_t]). With input feeding a_{t-1} is part of the input;
+    the beams then hold it too, [B, K, hidden], and with local-m the time of the next step, int64 [B, K], comes last.
+    Luong et al. (2015), sections 3 to 3.3.
     """
 
     def __init__(self, config: Seq2SeqConfig):
         super().__init__(config, config.hidden if config.input_feeding else 0)
-        if config.attention in ("bahdanau", "none"):
-            raise ArgumentError(
-                f"attention: a Luong decoder needs 'dot', 'general' or 'concat', got {config.attention!r}"
-            )
         memory_width = 2 * config.hidden
         self.feeding = config.input_feeding
         # For `dot` queries and memory must have one width: the memory is brought to the decoder's.
         self.bridge = nn.Linear(memory_width, config.hidden, bias=False) if config.attention == "dot" else nn.Identity()
-        key_width = config.hidden if config.attention == "dot" else memory_width
-        self.attention = LuongAttention(config.attention, config.hidden, key_width)
+        self.attention = luong_attention(config)
+        self.timed = isinstance(self.attention, LocalMonotonicAttention)
         self.combine = nn.Linear(memory_width + config.hidden, config.hidden)
 
     def keys(self, values: Tensor) -> Tensor:
@@ -137,11 +173,11 @@ class LuongDecoder(Decoder):
         return self.attention.keys(self.bridge(values))
 
     def start(self, memory: Memory) -> tuple[Tensor, ...]:
-        """The recurrent state, and with input feeding an attentional output of 0."""
+        """The recurrent state, with input feeding an attentional output of 0, with local-m the time 0."""
         (state,) = super().start(memory)
-        if not self.feeding:
-            return (state,)
-        return state, state.new_zeros(*state.shape[:2], self.rnn.hidden)
+        fed = (state.new_zeros(*state.shape[:2], self.rnn.hidden),) if self.feeding else ()
+        times = (state.new_zeros(state.shape[:2], dtype=torch.int64),) if self.timed else ()
+        return state, *fed, *times
 
     def step(
         self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
@@ -149,20 +185,53 @@ class LuongDecoder(Decoder):
         """See `Decoder.step`."""
         x = torch.cat([embedded, beams[1]], -1) if self.feeding else embedded
         output, state = self._advance(x, beams[0])
-        features, weights = self._attentional(output, memory, mask, observe)
-        return features, weights, (state, features) if self.feeding else (state,)
+        features, weights = self._attentional(output, memory, mask, beams[-1] if self.timed else None, observe)
+        fed = (features,) if self.feeding else ()
+        times = (beams[-1] + 1,) if self.timed else ()
+        return features, weights, (state, *fed, *times)
 
     def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
         """Without input feeding no step waits for another's attention: one recurrent pass, one call to `attend`."""
         if self.feeding:
             return super().forward(embedded, memory, mask, observe)
-        (state,) = self.start(memory)
+        state, *_ = self.start(memory)
         output = self.rnn(embedded, state.squeeze(1))  # [B, T, hidden]
-        return Teacher(*self._attentional(output, memory, mask, observe))
+        return Teacher(*self._attentional(output, memory, mask, None, observe))
 
-    def _attentional(self, output: Tensor, memory: Memory, mask: Mask, observe: bool) -> tuple[Tensor, Tensor | None]:
-        context, weights = self.attention(output, memory.keys, memory.values, mask, observe=observe)
+    def _attentional(
+        self, output: Tensor, memory: Memory, mask: Mask, times: Tensor | None, observe: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features and weights of states [B, T, hidden] at `times`, which are 0 ... T - 1 when not given."""
+        keys, values = memory.keys, memory.values
+        if isinstance(self.attention, LocalAttention):
+            context, weights = self.attention(output, keys, values, memory.source_lengths, times, observe=observe)
+        else:
+            context, weights = self.attention(output, keys, values, mask, observe=observe)
         return self.combine(torch.cat([context, output], -1)).tanh(), weights
+
+
+def luong_attention(config: Seq2SeqConfig) -> MemoryAttention | LocalAttention:
+    """The attention of a Luong decoder.
+
+    Raises:
+        ArgumentError: the configuration names another one.
+    """
+    hidden, memory_width = config.hidden, 2 * config.hidden
+    match config.attention:
+        case "dot":
+            return LuongAttention("dot", hidden, hidden)
+        case "general" | "concat":
+            return LuongAttention(config.attention, hidden, memory_width)
+        case "location":
+            return LocationAttention(hidden, config.source_positions)
+        case "local-m":
+            return LocalMonotonicAttention(LuongAttention("general", hidden, memory_width), config.window)
+        case "local-p":
+            return LocalPredictiveAttention(LuongAttention("general", hidden, memory_width), hidden, config.window)
+    raise ArgumentError(
+        "attention: a Luong decoder needs 'dot', 'general', 'concat', 'location', 'local-m' or 'local-p', got "
+        f"{config.attention!r}"
+    )
 
 
 class FixedVectorDecoder(Decoder):
@@ -209,8 +278,8 @@ class Seq2Seq(TranslationModel):
             else nn.Embedding(config.target_vocabulary, config.embedding, padding_idx=config.pad)
         )
         self.encoder = BidirectionalEncoder(config.cell, config.embedding, config.hidden, config.layers, config.dropout)
-        decoder = {"bahdanau": BahdanauDecoder, "none": FixedVectorDecoder}.get(config.attention, LuongDecoder)
-        self.decoder: Decoder = decoder(config)
+        decoders = {"bahdanau": BahdanauDecoder, "coverage": CoverageDecoder, "none": FixedVectorDecoder}
+        self.decoder: Decoder = decoders.get(config.attention, LuongDecoder)(config)
         # A tied output reads features of the embedding's width.
         self.to_output = (
             nn.Linear(config.hidden, config.embedding, bias=False)

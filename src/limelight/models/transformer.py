@@ -1,6 +1,6 @@
 """The Transformer encoder-decoder. Vaswani et al. (2017), "Attention is all you need".
 
-Read from the top: the residual branch, the two blocks, the model.
+Its blocks are `TransformerEncoderLayer` and `TransformerDecoderLayer`.
 """
 
 from collections.abc import Iterator
@@ -8,100 +8,16 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from limelight.layers import Dropout, FeedForward, GroupedQueryAttention, SinusoidalPositions
-from limelight.layers.grouped import append_cache
-from limelight.masks import Mask, causal, lengths
+from limelight.layers import (
+    Dropout,
+    FeedForward,
+    SinusoidalPositions,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+)
+from limelight.masks import Mask, lengths
 from limelight.models.config import TransformerConfig
 from limelight.models.protocol import DecodingState, Teacher, TranslationModel
-
-
-class Residual(nn.Module):
-    """x + dropout(branch(norm(x))), or norm(x + dropout(branch(x))): called with what the branch made of `enter(x)`."""
-
-    def __init__(self, width: int, norm: str, dropout: float):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.before = norm == "pre"
-        self.dropout = Dropout(dropout)
-
-    def enter(self, x: Tensor) -> Tensor:
-        """What the branch reads."""
-        return self.norm(x) if self.before else x
-
-    def leave(self, x: Tensor, branch: Tensor) -> Tensor:
-        """The sum of x and the branch's result."""
-        total = x + self.dropout(branch)
-        return total if self.before else self.norm(total)
-
-
-class EncoderBlock(nn.Module):
-    """Self-attention, then feed-forward."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.attention = GroupedQueryAttention(config.width, config.heads, config.dropout)
-        self.attention_residual = Residual(config.width, config.norm, config.dropout)
-        self.feedforward = FeedForward(config.width, config.feedforward, config.dropout)
-        self.feedforward_residual = Residual(config.width, config.norm, config.dropout)
-
-    def forward(self, x: Tensor, mask: Mask) -> Tensor:
-        """[B, S, C] -> [B, S, C]."""
-        h = self.attention_residual.enter(x)
-        attended, _ = self.attention(h, *self.attention.keys_values(h), mask)
-        x = self.attention_residual.leave(x, attended)
-        h = self.feedforward_residual.enter(x)
-        return self.feedforward_residual.leave(x, self.feedforward(h))
-
-
-class DecoderBlock(nn.Module):
-    """Self-attention over what has been produced, cross-attention over the source, feed-forward."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.self_attention = GroupedQueryAttention(config.width, config.heads, config.dropout)
-        self.self_residual = Residual(config.width, config.norm, config.dropout)
-        self.cross_attention = GroupedQueryAttention(config.width, config.heads, config.dropout)
-        self.cross_residual = Residual(config.width, config.norm, config.dropout)
-        self.feedforward = FeedForward(config.width, config.feedforward, config.dropout)
-        self.feedforward_residual = Residual(config.width, config.norm, config.dropout)
-
-    def forward(
-        self, x: Tensor, memory_key: Tensor, memory_value: Tensor, memory_mask: Mask, observe: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """All target positions at once: [B, T, C] -> [B, T, C], weights [B, T, S] or None."""
-        h = self.self_residual.enter(x)
-        attended, _ = self.self_attention(h, *self.self_attention.keys_values(h), causal())
-        x = self.self_residual.leave(x, attended)
-        return self._cross(x, memory_key, memory_value, memory_mask, observe)
-
-    def step(
-        self,
-        x: Tensor,
-        past: tuple[Tensor, Tensor] | None,
-        memory_key: Tensor,
-        memory_value: Tensor,
-        memory_mask: Mask,
-        observe: bool,
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-        """One position of every hypothesis: [B, K, C] -> [B, K, C], weights [B, K, S] or None, keys and values so far.
-
-        The hypotheses of a sentence are K queries to its one memory; each has a past [B, K, H, t, D] of its own.
-        """
-        h = self.self_residual.enter(x).unsqueeze(2)  # [B, K, 1, C]
-        present = append_cache(past, *self.self_attention.keys_values(h))
-        attended, _ = self.self_attention(h, *present)
-        x = self.self_residual.leave(x, attended.squeeze(2))
-        x, weights = self._cross(x, memory_key, memory_value, memory_mask, observe)
-        return x, weights, present
-
-    def _cross(
-        self, x: Tensor, memory_key: Tensor, memory_value: Tensor, memory_mask: Mask, observe: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        h = self.cross_residual.enter(x)
-        attended, weights = self.cross_attention(h, memory_key, memory_value, memory_mask, observe=observe)
-        x = self.cross_residual.leave(x, attended)
-        h = self.feedforward_residual.enter(x)
-        return self.feedforward_residual.leave(x, self.feedforward(h)), weights
 
 
 class Transformer(TranslationModel):
@@ -119,8 +35,9 @@ class Transformer(TranslationModel):
         )
         self.positions = SinusoidalPositions(config.width)
         self.dropout = Dropout(config.dropout)
-        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers))
-        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers))
+        sizes = config.width, config.heads, config.feedforward, config.dropout, config.norm
+        self.encoder = nn.ModuleList(TransformerEncoderLayer(*sizes) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(TransformerDecoderLayer(*sizes) for _ in range(config.decoder_layers))
         last = nn.LayerNorm if config.norm == "pre" else nn.Identity
         self.encoder_norm = last(config.width)
         self.decoder_norm = last(config.width)
@@ -135,7 +52,7 @@ class Transformer(TranslationModel):
         seen = None
         for i, block in enumerate(self._decoder_blocks()):
             key, value = block.cross_attention.keys_values(memory)
-            x, weights = block(x, key, value, mask, observe and self._shows(i))
+            x, weights = block(x, key, value, mask, observe=observe and self._shows(i))
             seen = weights if weights is not None else seen
         return Teacher(self.decoder_norm(x), seen)
 
@@ -155,13 +72,14 @@ class Transformer(TranslationModel):
         seen, beams = None, []
         for i, block in enumerate(self._decoder_blocks()):
             past = (state.beams[2 * i], state.beams[2 * i + 1]) if state.beams else None
-            x, weights, present = block.step(x, past, parts[2 * i], parts[2 * i + 1], mask, observe and self._shows(i))
+            key, value = parts[2 * i], parts[2 * i + 1]
+            x, weights, present = block.step(x, past, key, value, mask, observe=observe and self._shows(i))
             seen = weights if weights is not None else seen
             beams.extend(present)
         return self.decoder_norm(x), seen, DecodingState(state.memory, tuple(beams), state.position + 1)
 
-    def _decoder_blocks(self) -> Iterator[DecoderBlock]:
-        return cast("Iterator[DecoderBlock]", iter(self.decoder))
+    def _decoder_blocks(self) -> Iterator[TransformerDecoderLayer]:
+        return cast("Iterator[TransformerDecoderLayer]", iter(self.decoder))
 
     def _shows(self, block: int) -> bool:
         return block == self.config.alignment_layer % self.config.decoder_layers

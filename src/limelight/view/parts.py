@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from limelight.backends.protocol import Call
 from limelight.errors import ArgumentError, StaleViewError
-from limelight.masks import Mask, band, causal, dense, lengths, segments, window
+from limelight.masks import Mask, band, causal, dense, interval, lengths, segments, window
 from limelight.masks.band import Band
 from limelight.masks.causal import Causal
 from limelight.masks.combined import All, Not
 from limelight.masks.combined import Any as Either
 from limelight.masks.dense import Dense
+from limelight.masks.interval import Interval
 from limelight.masks.lengths import Lengths
 from limelight.masks.segments import Segments
 from limelight.masks.window import Window
@@ -24,10 +25,12 @@ from limelight.normalizers.entmax import Entmax15
 from limelight.normalizers.sigmoid import Sigmoid
 from limelight.normalizers.softmax import Softmax
 from limelight.normalizers.sparsemax import Sparsemax
-from limelight.scores import Score, additive, dot
+from limelight.scores import Score, additive, dot, gaussian
 from limelight.scores.additive import Additive
 from limelight.scores.concat import Concat
+from limelight.scores.cosine import Cosine
 from limelight.scores.dot import Dot
+from limelight.scores.gaussian import Gaussian
 from limelight.scores.general import General
 
 Facts = dict[str, Any]
@@ -35,6 +38,7 @@ Facts = dict[str, Any]
 _SCORES: dict[str, tuple[type, Callable[..., Any]]] = {
     "dot": (Dot, dot),
     "additive": (Additive, lambda vector, **_: additive(vector)),
+    "gaussian": (Gaussian, lambda inner, centre, deviation: gaussian(inner, centre, deviation)),
 }
 _MASKS: dict[str, tuple[type, Callable[..., Any]]] = {
     "band": (Band, band),
@@ -43,6 +47,7 @@ _MASKS: dict[str, tuple[type, Callable[..., Any]]] = {
     "lengths": (Lengths, lambda count, **_: lengths(count)),
     "dense": (Dense, dense),
     "segments": (Segments, segments),
+    "interval": (Interval, interval),
     "all": (All, All),
     "either": (Either, Either),
     "not": (Not, Not),
@@ -115,11 +120,20 @@ def written_score(score: Score, tensors: dict[str, Tensor]) -> Facts:
 
     Errors: ArgumentError for a score that is not one of ours.
     """
+    return _written(_prepared(score), _SCORES, "score", tensors)
+
+
+def _prepared(score: Score) -> Score:
+    """What is left of a score once query and key are prepared."""
     if isinstance(score, General):
-        score = score.inner
-    elif isinstance(score, (Additive, Concat)):
-        score = score.with_parameters(score.parameters)
-    return _written(score, _SCORES, "score", tensors)
+        return score.inner
+    if isinstance(score, Cosine):
+        return dot(1.0)
+    if isinstance(score, Gaussian):
+        return replace(score, inner=_prepared(score.inner))
+    if isinstance(score, (Additive, Concat)):
+        return score.with_parameters(score.parameters)
+    return score
 
 
 def written_mask(mask: Mask | None, tensors: dict[str, Tensor]) -> Facts | None:
@@ -153,7 +167,7 @@ def read_normalizer(facts: Facts, tensors: dict[str, Tensor]) -> Normalizer:
 def _written(part: Any, known: dict[str, tuple[type, Callable[..., Any]]], place: str, tensors: Any) -> Facts:
     name = next((name for name, (kind, _) in known.items() if type(part) is kind), None)
     if name is None:
-        kind = place if place in ("score", "normalizer") else "mask"
+        kind = place.split(".")[0]
         raise ArgumentError(
             f"view.save: the {kind} {type(part).__name__} cannot be written to a file, which holds names and tensors, "
             f"no code; those of limelight.{kind}s can ({', '.join(known)})"
@@ -167,7 +181,7 @@ def _written(part: Any, known: dict[str, tuple[type, Callable[..., Any]]], place
         if isinstance(value, Tensor):
             tensors[f"{place}.{field.name}"] = value
             facts[field.name] = {"tensor": f"{place}.{field.name}"}
-        elif isinstance(value, Mask):
+        elif isinstance(value, (Mask, Score)):
             facts[field.name] = _written(value, known, f"{place}.{field.name}", tensors)
         elif isinstance(value, PLAIN):
             facts[field.name] = value
