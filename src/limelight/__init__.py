@@ -2,7 +2,8 @@
 
 `attend` is one exact attention operation for every mechanism; `look` is the same call and a view of its weights;
 `explain` says which backend runs a call and why the others cannot. `train` learns to translate from parallel text,
-`Translator` translates and shows what was attended to. `watch` shows the attention of any other torch model.
+`Translator` translates and shows what was attended to. `watch` shows the attention of any other torch model, `convert`
+puts ours in its place.
 
 Importing does no work: a name is looked up, and what it needs is imported, when it is first used.
 """
@@ -13,9 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from limelight import biases, masks, scores
+    from limelight import biases, functional, layers, masks, scores
     from limelight.attend import Explanation, attend, explain, look
     from limelight.biases import alibi, relative, t5_buckets
+    from limelight.convert import convert
     from limelight.masks import band, causal, dense, lengths, segments, window
     from limelight.scores import additive, concat, dot, general, tile_score
     from limelight.training import resume, train
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
     "limelight.biases": ("alibi", "relative", "t5_buckets"),
+    "limelight.convert": ("convert",),
     "limelight.masks": ("band", "causal", "dense", "lengths", "segments", "window"),
     "limelight.scores": ("additive", "concat", "dot", "general", "tile_score"),
     "limelight.training": ("resume", "train"),
@@ -36,7 +39,7 @@ _HOMES = {
     "limelight.watch": ("Seen", "Statistics", "watch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = ("biases", "masks", "scores")
+_SUBMODULES = ("biases", "functional", "layers", "masks", "scores")
 
 __all__ = [
     "AttentionView",
@@ -54,10 +57,13 @@ __all__ = [
     "biases",
     "causal",
     "concat",
+    "convert",
     "dense",
     "dot",
     "explain",
+    "functional",
     "general",
+    "layers",
     "lengths",
     "look",
     "masks",

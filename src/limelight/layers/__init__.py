@@ -6,6 +6,7 @@ from limelight.layers.feedforward import FeedForward
 from limelight.layers.grouped import GroupedQueryAttention
 from limelight.layers.luong import LuongAttention
 from limelight.layers.memory_attention import MemoryAttention
+from limelight.layers.multihead import MultiHeadAttention
 from limelight.layers.positions import SinusoidalPositions, sinusoidal
 from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack
 
@@ -17,6 +18,7 @@ __all__ = [
     "GroupedQueryAttention",
     "LuongAttention",
     "MemoryAttention",
+    "MultiHeadAttention",
     "RecurrentStack",
     "SinusoidalPositions",
     "sinusoidal",
