@@ -2,7 +2,8 @@
 
 `attend` is one exact attention operation for every mechanism; `look` is the same call and a view of its weights;
 `explain` says which backend runs a call and why the others cannot. `train` learns to translate from parallel text,
-`Translator` translates and shows what was attended to. `watch` shows the attention of any other torch model.
+`Translator` translates and shows what was attended to. `watch` shows the attention of any other torch model, `convert`
+puts ours in its place.
 
 Importing does no work: a name is looked up, and what it needs is imported, when it is first used.
 """
@@ -13,9 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from limelight import biases, masks, normalizers, scores
+    from limelight import biases, functional, layers, masks, normalizers, scores
     from limelight.attend import Explanation, attend, explain, look
     from limelight.biases import alibi, relative, t5_buckets
+    from limelight.convert import convert
     from limelight.masks import band, causal, dense, interval, lengths, segments, window
     from limelight.normalizers import entmax15, sigmoid, softmax, sparsemax
     from limelight.scores import additive, concat, cosine, dot, gaussian, general, tile_score
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "limelight.attend": ("Explanation", "attend", "explain", "look"),
     "limelight.biases": ("alibi", "relative", "t5_buckets"),
+    "limelight.convert": ("convert",),
     "limelight.masks": ("band", "causal", "dense", "interval", "lengths", "segments", "window"),
     "limelight.normalizers": ("entmax15", "sigmoid", "softmax", "sparsemax"),
     "limelight.scores": ("additive", "concat", "cosine", "dot", "gaussian", "general", "tile_score"),
@@ -40,7 +43,7 @@ _HOMES = {
     "limelight.watch": ("Seen", "Statistics", "watch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = ("biases", "masks", "normalizers", "scores")
+_SUBMODULES = ("biases", "functional", "layers", "masks", "normalizers", "scores")
 
 __all__ = [
     "AttentionView",
@@ -59,14 +62,17 @@ __all__ = [
     "biases",
     "causal",
     "concat",
+    "convert",
     "cosine",
     "dense",
     "dot",
     "entmax15",
     "explain",
+    "functional",
     "gaussian",
     "general",
     "interval",
+    "layers",
     "lengths",
     "look",
     "masks",

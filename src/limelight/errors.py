@@ -15,6 +15,13 @@ class ArgumentError(LimelightError, ValueError):
     """An argument breaks a rule: a shape, a dtype, a range, a name."""
 
 
+class TorchArgumentError(ArgumentError, AssertionError, RuntimeError):
+    """An argument of something that takes the place of torch's own breaks a rule.
+
+    torch raises ValueError, AssertionError or RuntimeError there; code that catches any of them catches this.
+    """
+
+
 class BackendError(LimelightError, RuntimeError):
     """No backend, or not the one asked for, can run this call; the message lists each backend's reasons."""
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.masks import Block, Mask, band, dense, lengths, segments
+from limelight.interop.torch_attention import padding_mask
+from limelight.masks import Block, Mask, band, segments
 from limelight.masks.block import positions
 from limelight.masks.protocol import remembered
 
@@ -76,15 +77,8 @@ def described(function: Function, offsets: tuple[int, int], padding: Tensor | No
     recognised = _parts(function, offsets)
     parts: list[Mask] = [Asked(function, *offsets, by_pair)] if recognised is None else recognised
     if padding is not None and not bool(padding.all()):
-        parts.append(_padding(padding))
+        parts.append(padding_mask(padding))
     return reduce(and_, parts) if parts else None
-
-
-def _padding(padding: Tensor) -> Mask:
-    """Lengths, where all padding is at the end; else the tensor itself, one number per key."""
-    count = padding.sum(-1)
-    at_end = torch.arange(padding.shape[1], device=padding.device) < count.unsqueeze(-1)
-    return lengths(count) if torch.equal(at_end, padding) else dense(padding[:, None, None, :])
 
 
 def _parts(function: Function, offsets: tuple[int, int]) -> list[Mask] | None:

@@ -10,6 +10,7 @@ from limelight.layers.local import LocalAttention, LocalMonotonicAttention, Loca
 from limelight.layers.location import LocationAttention
 from limelight.layers.luong import LuongAttention
 from limelight.layers.memory_attention import MemoryAttention
+from limelight.layers.multihead import MultiHeadAttention
 from limelight.layers.norm import RMSNorm, make_norm
 from limelight.layers.positions import LearnedPositions, SinusoidalPositions, sinusoidal
 from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack
@@ -39,6 +40,7 @@ __all__ = [
     "LocationAttention",
     "LuongAttention",
     "MemoryAttention",
+    "MultiHeadAttention",
     "NTKScaling",
     "RMSNorm",
     "RecurrentStack",
