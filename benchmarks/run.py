@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import later, normalizers, operation, translation, watch
+from benchmarks import later, multihead, normalizers, operation, translation, watch
 from benchmarks.timing import machine, product_peak
 from limelight.allocator import keep_freed_memory
 from limelight.files import atomic_write
@@ -23,7 +23,7 @@ _RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     """Parse the arguments, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ("operation", "later", "watch", "translation", "normalizers")
+    known = ("operation", "later", "multihead", "watch", "translation", "normalizers")
     parser.add_argument("--only", choices=known, help="one part alone")
     parser.add_argument("--data", type=Path, help="a folder with Multi30k's files; without it the embedded phrases")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is timed")
@@ -45,6 +45,7 @@ def main() -> None:
     parts = {
         "operation": lambda: operation.rows(arguments.seconds, arguments.peers, arguments.case),
         "later": lambda: later.rows(arguments.rounds),
+        "multihead": lambda: multihead.rows(arguments.seconds),
         "translation": lambda: translation.rows(arguments.data, arguments.rounds),
         "watch": lambda: watch.rows(arguments.rounds, arguments.longest),
         "normalizers": lambda: normalizers.rows(arguments.rounds, min(arguments.longest, normalizers.LENGTHS[-1])),

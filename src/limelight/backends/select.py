@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
+from limelight.backends.exported import Exported
 from limelight.backends.fused import Fused
 from limelight.backends.native import Native
 from limelight.backends.protocol import Backend, Call, Gather, Gathered
@@ -12,6 +15,7 @@ from limelight.backends.streaming import Streaming
 from limelight.errors import ArgumentError, BackendError
 
 _STREAMING = Streaming()
+_EXPORTED = Exported()
 
 BACKENDS: tuple[Backend, ...] = (Native(_STREAMING), Fused(), _STREAMING, Reference())
 """Every backend, in the order in which `auto` asks: it takes the first that is fastest for the call and can run it."""
@@ -24,6 +28,8 @@ def choose(call: Call, name: str) -> Backend:
 
     Errors: ArgumentError for an unknown name; BackendError with the reasons when the one asked for, or none, can run.
     """
+    if name == "auto" and torch.compiler.is_exporting():
+        return _EXPORTED
     if name == "auto":
         for backend in BACKENDS:
             if backend.fastest(call) and backend.refusal(call) is None:

@@ -25,10 +25,12 @@ class All(Mask):
 
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that allows the whole block is not built."""
-        if self.first.allows_all(block):
-            return self.second.tile(block)
-        if self.second.allows_all(block):
-            return self.first.tile(block)
+        # While exported, a length is a name, and what is asked of it would be fixed in the graph.
+        if not torch.compiler.is_exporting():
+            if self.first.allows_all(block):
+                return self.second.tile(block)
+            if self.second.allows_all(block):
+                return self.first.tile(block)
         return self.first.tile(block) & self.second.tile(block)
 
     def rules_out(self, block: Block) -> bool:
@@ -73,10 +75,11 @@ class Any(Mask):
 
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that rules the whole block out is not built."""
-        if self.first.rules_out(block):
-            return self.second.tile(block)
-        if self.second.rules_out(block):
-            return self.first.tile(block)
+        if not torch.compiler.is_exporting():
+            if self.first.rules_out(block):
+                return self.second.tile(block)
+            if self.second.rules_out(block):
+                return self.first.tile(block)
         return self.first.tile(block) | self.second.tile(block)
 
     def rules_out(self, block: Block) -> bool:

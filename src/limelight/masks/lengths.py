@@ -53,7 +53,7 @@ class Lengths(Mask):
                 f"{list(shape)} and the leading axes are {list(block.lead)}. Give one length per sequence, [B] for a "
                 f"query [B, H, T, D]."
             )
-        if self.longest > block.keys and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self.longest > block.keys:
             raise ArgumentError(
                 f"mask lengths(...): every length must be in [0, S] with S = {block.keys} keys; the largest is "
                 f"{self.longest}. Pad key and value to the longest sequence, or clamp the lengths."

@@ -80,9 +80,11 @@ def remembered(mask: Mask, block: Block, build: Callable[[Block], Tensor]) -> Te
     """`build(block)`, kept in the mask for the next call if it is the tile of a whole matrix of moderate size.
 
     Decoders and layers ask the same mask for the same tile over and over. Only for masks that cannot change. Not in
-    inference mode: what is built there must not meet autograd later.
+    inference mode: what is built there must not meet autograd later; nor while exported, where a tile is but a name.
     """
-    if not block.whole or block.queries * block.keys > _REMEMBERED_PAIRS or torch.is_inference_mode_enabled():
+    if torch.compiler.is_exporting() or torch.is_inference_mode_enabled():
+        return build(block)
+    if not block.whole or block.queries * block.keys > _REMEMBERED_PAIRS:
         return build(block)
     key = (block.lead, block.queries, block.keys, block.device)
     cache = vars(mask)
