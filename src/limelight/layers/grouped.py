@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from limelight.attend import attend, look
 from limelight.errors import ArgumentError
+from limelight.layers.guided import link_log_weights
 from limelight.masks import Mask
 
 
@@ -53,7 +54,14 @@ class GroupedQueryAttention(nn.Module):
         return key.transpose(-3, -2), value.transpose(-3, -2)
 
     def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, mask: Mask | None = None, *, observe: bool = False
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Mask | None = None,
+        *,
+        observe: bool = False,
+        head: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from x to keys and values made by `keys_values`.
 
@@ -62,7 +70,8 @@ class GroupedQueryAttention(nn.Module):
             key: [..., G, S, D].
             value: [..., G, S, D].
             mask: who may attend to whom.
-            observe: also return the weights, averaged over the heads.
+            observe: also return the weights.
+            head: those of this head; None for their mean over all heads.
 
         Returns:
             [..., T, C]; weights [..., T, S], or None.
@@ -71,11 +80,29 @@ class GroupedQueryAttention(nn.Module):
         weights = None
         if observe:
             attended, view = look(self.queries(x), key, value, mask=mask, dropout=dropout)
-            weights = view.dense().mean(-3)
+            weights = view.dense().mean(-3) if head is None else view[..., head, :, :]
         else:
             attended = attend(self.queries(x), key, value, mask=mask, dropout=dropout)
         merged = attended.transpose(-3, -2).flatten(-2)  # [..., H, T, D] -> [..., T, C]
         return self.output(merged), weights
+
+    def log_weights(
+        self, x: Tensor, key: Tensor, links: Tensor, mask: Mask | None = None, *, head: int | None = None
+    ) -> Tensor:
+        """The log weights of single links, [P], of x [B, T, C] and keys [B, G, S, D]: differentiable.
+
+        Args:
+            x: [B, T, C].
+            key: [B, G, S, D], of `keys_values`.
+            links: int64 [P, 3], (row of the batch, query, key).
+            mask: who may attend to whom.
+            head: of this head; None for the log of the mean over all heads.
+        """
+        query = self.queries(x)
+        if head is not None:
+            group = head * self.key_value_heads // self.heads
+            query, key = query[:, head : head + 1], key[:, group : group + 1]
+        return link_log_weights(query, key, links, mask=mask)
 
 
 def append_cache(past: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

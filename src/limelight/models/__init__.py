@@ -5,7 +5,7 @@ from typing import Any
 
 from limelight.errors import ArgumentError
 from limelight.models.config import Seq2SeqConfig, TransformerConfig
-from limelight.models.protocol import DecodingState, Teacher, TranslationModel
+from limelight.models.protocol import DecodingState, Guided, Teacher, TranslationModel
 from limelight.models.seq2seq import Seq2Seq
 from limelight.models.transformer import Transformer
 
@@ -44,6 +44,7 @@ def build_model(config: ModelConfig) -> TranslationModel:
 
 __all__ = [
     "DecodingState",
+    "Guided",
     "ModelConfig",
     "Seq2Seq",
     "Seq2SeqConfig",

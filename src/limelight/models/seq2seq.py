@@ -20,7 +20,7 @@ from limelight.layers import (
 )
 from limelight.masks import Mask, lengths
 from limelight.models.config import Seq2SeqConfig
-from limelight.models.protocol import DecodingState, Teacher, TranslationModel
+from limelight.models.protocol import DecodingState, Guided, Teacher, TranslationModel
 
 
 class Memory(NamedTuple):
@@ -39,11 +39,29 @@ class Memory(NamedTuple):
     summary: Tensor
 
 
+class Read(NamedTuple):
+    """What a decoder makes of the reference.
+
+    Attributes:
+        features: [B, T, C].
+        weights: [B, T, S], or None.
+        log_weights: [P] of the links asked for, or None.
+    """
+
+    features: Tensor
+    weights: Tensor | None
+    log_weights: Tensor | None
+
+
 class Decoder(nn.Module, ABC):
     """A recurrent decoder: leaves differ in what is attended to, when, and what becomes the output's features.
 
     Beams are a tuple whose first tensor is the recurrent state [B, K, layers, W].
     """
+
+    attention: MemoryAttention
+    attends_before: bool
+    """Whether a step attends with the state before it; else with the one after."""
 
     def __init__(self, config: Seq2SeqConfig, extra_input: int):
         super().__init__()
@@ -66,15 +84,22 @@ class Decoder(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Embedded tokens [B, K, embedding] -> features [B, K, C], weights [B, K, S] or None, new beams."""
 
-    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
-        """Embedded tokens [B, T, embedding] -> features [B, T, C], weights [B, T, S] or None; step by step."""
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool, links: Tensor | None = None) -> Read:
+        """Embedded tokens [B, T, embedding] -> features, weights, and log weights of links; step by step."""
         beams = self.start(memory)
-        features, weights = [], []
+        features, weights, states = [], [], [beams[0]]
         for x in embedded.split(1, 1):
             feature, weight, beams = self.step(x, beams, memory, mask, observe)
             features.append(feature)
             weights.append(weight)
-        return Teacher(torch.cat(features, 1), torch.cat(weights, 1) if observe and weights[0] is not None else None)
+            states.append(beams[0])
+        log_weights = None
+        if links is not None:
+            # All steps' queries at once: what a state attends to does not depend on when it is asked.
+            queries = self.rnn.output(torch.cat(states[:-1] if self.attends_before else states[1:], 1))
+            log_weights = self.attention.log_weights(queries, memory.keys, links, mask)
+        seen = torch.cat(weights, 1) if observe and weights[0] is not None else None
+        return Read(torch.cat(features, 1), seen, log_weights)
 
     def _advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of all hypotheses: x [B, K, ...], state [B, K, layers, W] -> output [B, K, hidden], state."""
@@ -89,10 +114,12 @@ class BahdanauDecoder(Decoder):
     a maxout instead of a tanh.
     """
 
+    attends_before = True
+
     def __init__(self, config: Seq2SeqConfig):
         memory_width = 2 * config.hidden
         super().__init__(config, memory_width)
-        self.attention: MemoryAttention = BahdanauAttention(config.hidden, memory_width, config.hidden)
+        self.attention = BahdanauAttention(config.hidden, memory_width, config.hidden)
         self.readout = nn.Linear(config.hidden + config.embedding + memory_width, config.hidden)
 
     def keys(self, values: Tensor) -> Tensor:
@@ -117,6 +144,8 @@ class LuongDecoder(Decoder):
     The features are the attentional output a_t = tanh(W_c [c_t; s_t]). With input feeding a_{t-1} is part of the input.
     Luong et al. (2015), sections 3, 3.1 and 3.3.
     """
+
+    attends_before = False
 
     def __init__(self, config: Seq2SeqConfig):
         super().__init__(config, config.hidden if config.input_feeding else 0)
@@ -152,13 +181,14 @@ class LuongDecoder(Decoder):
         features, weights = self._attentional(output, memory, mask, observe)
         return features, weights, (state, features) if self.feeding else (state,)
 
-    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool, links: Tensor | None = None) -> Read:
         """Without input feeding no step waits for another's attention: one recurrent pass, one call to `attend`."""
         if self.feeding:
-            return super().forward(embedded, memory, mask, observe)
+            return super().forward(embedded, memory, mask, observe, links)
         (state,) = self.start(memory)
         output = self.rnn(embedded, state.squeeze(1))  # [B, T, hidden]
-        return Teacher(*self._attentional(output, memory, mask, observe))
+        log_weights = None if links is None else self.attention.log_weights(output, memory.keys, links, mask)
+        return Read(*self._attentional(output, memory, mask, observe), log_weights)
 
     def _attentional(self, output: Tensor, memory: Memory, mask: Mask, observe: bool) -> tuple[Tensor, Tensor | None]:
         context, weights = self.attention(output, memory.keys, memory.values, mask, observe=observe)
@@ -188,12 +218,12 @@ class FixedVectorDecoder(Decoder):
         output, state = self._advance(torch.cat([embedded, summary], -1), beams[0])
         return self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None, (state,)
 
-    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
-        """One recurrent pass."""
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool, links: Tensor | None = None) -> Read:
+        """One recurrent pass; without attention there are no weights."""
         summary = memory.summary.unsqueeze(1).expand(-1, embedded.shape[1], -1)
         (state,) = self.start(memory)
         output = self.rnn(torch.cat([embedded, summary], -1), state.squeeze(1))
-        return Teacher(self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None)
+        return Read(self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None, None)
 
 
 class Seq2Seq(TranslationModel):
@@ -225,8 +255,17 @@ class Seq2Seq(TranslationModel):
         """See `TranslationModel.forward`."""
         memory = self._encode(source, source_lengths)
         embedded = self.dropout(self.target_embedding(target))
-        features, weights = self.decoder(embedded, memory, lengths(source_lengths), observe)
+        features, weights, _ = self.decoder(embedded, memory, lengths(source_lengths), observe)
         return Teacher(self.dropout(self.to_output(features)), weights)
+
+    def guided(self, source: Tensor, source_lengths: Tensor, target: Tensor, links: Tensor) -> Guided:
+        """See `TranslationModel.guided`."""
+        if self.config.attention == "none":
+            raise ArgumentError("links: a model with attention='none' has no attention to guide; take one that has")
+        memory = self._encode(source, source_lengths)
+        embedded = self.dropout(self.target_embedding(target))
+        features, _, log_weights = self.decoder(embedded, memory, lengths(source_lengths), False, links)
+        return Guided(self.dropout(self.to_output(features)), log_weights)
 
     def start(self, source: Tensor, source_lengths: Tensor) -> DecodingState:
         """See `TranslationModel.start`."""

@@ -12,7 +12,7 @@ from limelight.layers import Dropout, FeedForward, GroupedQueryAttention, Sinuso
 from limelight.layers.grouped import append_cache
 from limelight.masks import Mask, causal, lengths
 from limelight.models.config import TransformerConfig
-from limelight.models.protocol import DecodingState, Teacher, TranslationModel
+from limelight.models.protocol import DecodingState, Guided, Teacher, TranslationModel
 
 
 class Residual(nn.Module):
@@ -64,15 +64,26 @@ class DecoderBlock(nn.Module):
         self.cross_residual = Residual(config.width, config.norm, config.dropout)
         self.feedforward = FeedForward(config.width, config.feedforward, config.dropout)
         self.feedforward_residual = Residual(config.width, config.norm, config.dropout)
+        self.shown_head = config.alignment_head
 
     def forward(
-        self, x: Tensor, memory_key: Tensor, memory_value: Tensor, memory_mask: Mask, observe: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """All target positions at once: [B, T, C] -> [B, T, C], weights [B, T, S] or None."""
+        self,
+        x: Tensor,
+        memory_key: Tensor,
+        memory_value: Tensor,
+        memory_mask: Mask,
+        observe: bool,
+        links: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """All target positions at once: [B, T, C] -> [B, T, C], weights [B, T, S] or None, log weights [P] or None."""
         h = self.self_residual.enter(x)
         attended, _ = self.self_attention(h, *self.self_attention.keys_values(h), causal())
         x = self.self_residual.leave(x, attended)
-        return self._cross(x, memory_key, memory_value, memory_mask, observe)
+        log_weights = None
+        if links is not None:
+            h = self.cross_residual.enter(x)
+            log_weights = self.cross_attention.log_weights(h, memory_key, links, memory_mask, head=self.shown_head)
+        return *self._cross(x, memory_key, memory_value, memory_mask, observe), log_weights
 
     def step(
         self,
@@ -98,7 +109,9 @@ class DecoderBlock(nn.Module):
         self, x: Tensor, memory_key: Tensor, memory_value: Tensor, memory_mask: Mask, observe: bool
     ) -> tuple[Tensor, Tensor | None]:
         h = self.cross_residual.enter(x)
-        attended, weights = self.cross_attention(h, memory_key, memory_value, memory_mask, observe=observe)
+        attended, weights = self.cross_attention(
+            h, memory_key, memory_value, memory_mask, observe=observe, head=self.shown_head
+        )
         x = self.cross_residual.leave(x, attended)
         h = self.feedforward_residual.enter(x)
         return self.feedforward_residual.leave(x, self.feedforward(h)), weights
@@ -129,15 +142,14 @@ class Transformer(TranslationModel):
 
     def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, *, observe: bool = False) -> Teacher:
         """See `TranslationModel.forward`."""
-        mask = lengths(source_lengths)
-        memory = self._encode(source, mask)
-        x = self._embed(self.target_embedding, target, 0)
-        seen = None
-        for i, block in enumerate(self._decoder_blocks()):
-            key, value = block.cross_attention.keys_values(memory)
-            x, weights = block(x, key, value, mask, observe and self._shows(i))
-            seen = weights if weights is not None else seen
-        return Teacher(self.decoder_norm(x), seen)
+        features, weights, _ = self._read(source, source_lengths, target, observe)
+        return Teacher(features, weights)
+
+    def guided(self, source: Tensor, source_lengths: Tensor, target: Tensor, links: Tensor) -> Guided:
+        """See `TranslationModel.guided`; of the alignment layer's cross-attention."""
+        features, _, log_weights = self._read(source, source_lengths, target, False, links)
+        assert log_weights is not None
+        return Guided(features, log_weights)
 
     def start(self, source: Tensor, source_lengths: Tensor) -> DecodingState:
         """See `TranslationModel.start`; the memory is each decoder block's keys and values, and the lengths."""
@@ -160,6 +172,22 @@ class Transformer(TranslationModel):
             beams.extend(present)
         logits = self.output(self.decoder_norm(x))
         return logits, seen, DecodingState(state.memory, tuple(beams), state.position + 1)
+
+    def _read(
+        self, source: Tensor, source_lengths: Tensor, target: Tensor, observe: bool, links: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Features [B, T, C]; of the block that shows, weights [B, T, S] or None and log weights [P] or None."""
+        mask = lengths(source_lengths)
+        memory = self._encode(source, mask)
+        x = self._embed(self.target_embedding, target, 0)
+        seen = log_weights = None
+        for i, block in enumerate(self._decoder_blocks()):
+            key, value = block.cross_attention.keys_values(memory)
+            if self._shows(i):
+                x, seen, log_weights = block(x, key, value, mask, observe, links)
+            else:
+                x, _, _ = block(x, key, value, mask, False)
+        return self.decoder_norm(x), seen, log_weights
 
     def _decoder_blocks(self) -> Iterator[DecoderBlock]:
         return cast("Iterator[DecoderBlock]", iter(self.decoder))

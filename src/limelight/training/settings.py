@@ -22,8 +22,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, TrainingConfig, dict[str, Any]]:
+def sort_settings(
+    model: str, settings: Mapping[str, Any], *, guided: bool = False
+) -> tuple[DataConfig, TrainingConfig, dict[str, Any]]:
     """Which setting belongs to the data, which to training, which to the model; checked.
+
+    With `guided` the attention learns from word links: by default in one head of the last but one decoder block of a
+    Transformer (Garg et al. 2019, section 4.2), which then is its alignment.
 
     Raises:
         ArgumentError: a name that none has (with near misses), or a value out of range.
@@ -43,6 +48,13 @@ def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, 
         sorted_out[kind][name] = value
     data, training = DataConfig(**sorted_out[DataConfig]), TrainingConfig(**sorted_out[TrainingConfig])
     sizes = sorted_out[_MODEL_FIELDS[model]]
+    if guided and model == "transformer":
+        blocks = sizes.get("decoder_layers", TransformerConfig.decoder_layers)
+        sizes = {"alignment_head": 0, "alignment_layer": -2 if blocks != 1 else -1} | sizes
+    if guided and sizes.get("attention") == "none":
+        raise ArgumentError("guided_alignment: a model with attention='none' has no attention to guide; choose another")
+    if "guided_weight" in settings and not guided:
+        raise ArgumentError("guided_weight: needs word links to learn from; give guided_alignment (FILE) too")
     if sizes.get("shared_embeddings") and not data.joint:
         raise ArgumentError("shared_embeddings: needs one vocabulary for both sides; set joint too (--joint)")
     # The model's own rules speak now, not after the corpus has been read; any size of vocabulary will do.
