@@ -76,7 +76,7 @@ class Seen(Mapping[str, list[One]], Generic[One]):
     """Module path -> what each of its attention calls showed, in the order of the calls.
 
     `unseen` maps the paths of modules that were found to attend in a way that cannot be watched to the reason. `ran`
-    are the paths of all watched modules that were run inside the block.
+    are the paths of all watched modules that were run inside the block, but for plain layers such as `nn.Linear`.
 
     Errors: WatchError, a KeyError, for a path without attention calls, and from iterating where there were none at all;
     it says what was seen instead.
