@@ -47,7 +47,8 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("phrases.py", ("{folder}", "1000", "1")), ("long_sequence.py", ("1500",))]
+    ("name", "arguments"),
+    [("phrases.py", ("{folder}", "1000", "1")), ("long_sequence.py", ("1500",)), ("evict.py", ("-", "2", "32"))],
 )
 def test_examples_run(name, arguments, tmp_path):
     arguments = [argument.format(folder=tmp_path) for argument in arguments]
@@ -64,7 +65,7 @@ def test_examples_run(name, arguments, tmp_path):
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"phrases.py", "long_sequence.py"}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"phrases.py", "long_sequence.py", "evict.py"}
 
 
 def test_documented_options_exist():
