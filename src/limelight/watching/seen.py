@@ -128,8 +128,9 @@ class Seen(Mapping[str, list[One]], Generic[One]):
                 "No attention call was seen: no module of the watched model, or of the layers chosen, was run inside "
                 "the block by the thread that entered it. Call the model inside the block."
             )
+        count = f"{len(self.ran)} module{'s' if len(self.ran) > 1 else ''}"
         return (
-            f"No attention call was seen: {len(self.ran)} modules ran, and none of them called "
+            f"No attention call was seen: {count} ran, and none of them called "
             f"F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend.{self._hint}"
         )
 
