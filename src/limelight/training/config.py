@@ -67,8 +67,8 @@ class TrainingConfig:
         betas: decay of the two running means.
         label_smoothing: ε.
         guided_weight: λ of guided alignment, which is added to the loss per target token: λ times the cross-entropy
-            between the links of the token and its attention. Used where the corpus has links (`guided_alignment`). Garg
-            et al. (2019), equation 3, with their λ.
+            between the links of the token and its attention. Used where the corpus has links (`guided_alignment`). The
+            default is that of Garg et al. (2019).
         clip: gradients are scaled down to this norm; 0 for no clipping.
         validate_every: updates between two validations; None is once an epoch.
         patience: validations without a better BLEU after which training stops; 0 never stops early.

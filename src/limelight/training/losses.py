@@ -1,6 +1,4 @@
-"""The training losses: label-smoothed cross-entropy of an output layer, without ever holding all logits; guided
-alignment.
-"""
+"""The training losses: guided alignment; cross-entropy of an output layer, without ever holding all logits."""
 
 import torch
 from torch import Tensor
@@ -36,8 +34,8 @@ def output_loss(
 def guided_loss(log_weights: Tensor, shares: Tensor) -> Tensor:
     """-Σ_p share_p log w_p over links p: the cross-entropy between the links and the attention, summed, in nats.
 
-    Chen et al. (2016), "Guided alignment training for topic-aware neural machine translation", equation 3; Garg et al.
-    (2019), "Jointly learning to align and translate with Transformer models", equation 2.
+    Chen et al. (2016), "Guided alignment training for topic-aware neural machine translation"; Garg et al. (2019),
+    "Jointly learning to align and translate with Transformer models".
 
     Args:
         log_weights: log w, [P], differentiable.

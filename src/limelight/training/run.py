@@ -208,7 +208,7 @@ def _reopen(run: RunFolder, data: DataConfig, stored: dict[str, Any]) -> Prepare
 def _as_corpus(
     corpus: str | Path | Corpus, target: str | Path | None, max_words: int | None, links: str | Path | None = None
 ) -> Corpus:
-    given = {} if links is None else {"links": Path(links)}
+    given: dict[str, Any] = {} if links is None else {"links": Path(links)}
     if isinstance(corpus, Corpus):
         if target is not None:
             raise ArgumentError("target: the corpus has its target sentences already; leave target out")

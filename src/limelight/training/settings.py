@@ -28,7 +28,7 @@ def sort_settings(
     """Which setting belongs to the data, which to training, which to the model; checked.
 
     With `guided` the attention learns from word links: by default in one head of the last but one decoder block of a
-    Transformer (Garg et al. 2019, section 4.2), which then is its alignment.
+    Transformer (Garg et al. 2019), which then is its alignment.
 
     Raises:
         ArgumentError: a name that none has (with near misses), or a value out of range.
