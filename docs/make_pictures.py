@@ -144,6 +144,7 @@ def learned(out: Path) -> None:
 
     def train(layer: nn.Module, run: Run, order: Tensor, words: int, steps: int) -> Tensor:
         """Weights [T, S] of a new memory, once the context of step t holds what stands at order[t]."""
+        torch.manual_seed(7)
         optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
         for _ in range(steps):
             memory, said, places = data(32, words)
