@@ -27,7 +27,9 @@ BUDGETS = (1, 40, 300, 5000, 1 << 21)
 def _compare(name, sizes, score, mask, backend, budget, bias=None, sink=None, dtype=torch.float64, scale=1.0):
     """Output, threshold and every gradient against the oracle."""
     normalizer, normalize = NORMALIZERS[name]
-    exact = [(leaf.detach() * scale).to(dtype).double().requires_grad_() for leaf in tensors(sizes)]
+    # Huge numbers are integers, so that their scores are exact: a rounding of a score of 10,000 is no small number.
+    exact = [leaf.detach() * scale if scale <= 1.0 else (leaf.detach() * scale).round() for leaf in tensors(sizes)]
+    exact = [leaf.to(dtype).double().requires_grad_() for leaf in exact]
     weights = [leaf.detach().to(dtype).double().requires_grad_() for leaf in score.leaves]
     given = {name: one for name, one in (("bias", bias), ("sink", sink)) if one is not None}
     given = {name: one.detach().to(dtype).double().requires_grad_() for name, one in given.items()}

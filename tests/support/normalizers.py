@@ -48,7 +48,7 @@ def by_entmax15(scores: Tensor) -> tuple[Tensor, Tensor]:
 def by_sigmoid(scores: Tensor) -> tuple[Tensor, Tensor]:
     """1 / (1 + exp(log n - s)) for n scores."""
     threshold = torch.tensor(float(len(scores)), dtype=torch.float64).log()
-    return 1 / (1 + torch.exp(threshold - scores)), threshold
+    return torch.exp(-torch.logaddexp(torch.zeros_like(scores), threshold - scores)), threshold
 
 
 NORMALIZERS: dict[str, tuple[limelight.normalizers.Normalizer, Normalize]] = {

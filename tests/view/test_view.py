@@ -235,7 +235,7 @@ def test_other_mistakes():
             view.top(k)
         with pytest.raises(ArgumentError, match="k must be an integer of at least 1"):
             limelight.top(k)
-    with pytest.raises(ArgumentError, match=r"known are 'received', 'entropy' and top\(k\).*not 'weights'"):
+    with pytest.raises(ArgumentError, match=r"known are 'received', 'entropy', 'distance' and top\(k\).*not 'weights'"):
         limelight.look(query, key, value, observe=("weights",))
     with pytest.raises(ArgumentError, match="not 3"):
         limelight.explain(query, key, value, observe=(3,))

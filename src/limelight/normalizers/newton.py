@@ -33,8 +33,8 @@ def solved(normalizer: Normalizer, c: float, rows: Rows) -> Tensor:
     empty = peak == -torch.inf
     rows.shift(peak.masked_fill(empty, 0.0))
     offset = rows.filled(-1.0 / c)
-    # A weight is a number of at most 1: what moves it by less than its rounding is no step.
-    least = 8.0 * torch.finfo(offset.dtype).eps
+    # What the sum of a row may be off by before the last step; a bound on the steps would not see thousands of them.
+    most = 1.0 + 16.0 * torch.finfo(offset.dtype).eps
     for _ in range(_MOST_STEPS):
         total, slope = rows.filled(0.0), rows.filled(0.0)
         for tile in rows:
@@ -43,8 +43,8 @@ def solved(normalizer: Normalizer, c: float, rows: Rows) -> Tensor:
             slope += normalizer.slopes(weights).sum(-1, keepdim=True)
         # (N - 1) / -N', with N = W^c and N' = -c W^(c - 1) Σ f'. An empty row gives 0 / 0.
         step = (total - total.pow(1.0 - c)) / (c * slope)
-        offset += step
-        if not bool((step > least).any()):
+        before, offset = offset, offset + step
+        if not bool(((total > most) & (offset > before)).any()):
             break
     return offset.masked_fill_(empty, -torch.inf)
 

@@ -154,7 +154,6 @@ class AttentionView(VirtualArray):
         """X W, [..., H, M, S] of x [..., M, T], or [..., H, S] of x [T]; otherwise as `view @ x`."""
         return operator.left(self._call, self._threshold, self.shape[:-2], x)
 
-    @torch.no_grad()
     def top(self, k: int) -> Links:
         """The min(k, S) strongest links of each query, strongest first, and of equal ones the lower index first.
 
@@ -167,8 +166,9 @@ class AttentionView(VirtualArray):
         k = min(k, self.shape[-1])
         have = self._gathered.get("top")
         if not isinstance(have, Links) or have.indices.shape[-1] < k:
-            seen = self._pass(Gather(top=k)).top
-            seen = lookup.strongest(self._call, self._threshold, k) if seen is None else seen
+            with torch.no_grad():
+                seen = self._pass(Gather(top=k)).top
+                seen = lookup.strongest(self._call, self._threshold, k) if seen is None else seen
             have = Links(*(self._open(one) for one in seen))
         return Links(have.indices[..., :k], have.weights[..., :k])
 
@@ -178,7 +178,6 @@ class AttentionView(VirtualArray):
             return torch.full(self.shape[:-1], -1, device=self.device)
         return self.top(1).indices.squeeze(-1)
 
-    @torch.no_grad()
     def entropy(self) -> Tensor:
         """-Σ_j w_j log w_j over the keys, in nats, of each query, [..., H, T]; 0 for a row that may attend to nothing.
 
@@ -188,10 +187,10 @@ class AttentionView(VirtualArray):
         have = self._gathered.get("entropy")
         if isinstance(have, Tensor):
             return have
-        seen = self._pass(Gather(entropy=True)).entropy
-        return self._open(lookup.entropy(self._call, self._threshold) if seen is None else seen)
+        with torch.no_grad():
+            seen = self._pass(Gather(entropy=True)).entropy
+            return self._open(lookup.entropy(self._call, self._threshold) if seen is None else seen)
 
-    @torch.no_grad()
     def distance(self) -> Tensor:
         """How far each query looks, Σ_j w_ij |i + S - T - j| / Σ_j w_ij, in positions, [..., H, T].
 
@@ -201,8 +200,9 @@ class AttentionView(VirtualArray):
         have = self._gathered.get("distance")
         if isinstance(have, Tensor):
             return have
-        seen = self._pass(Gather(distance=True)).distance
-        return self._open(lookup.distance(self._call, self._threshold) if seen is None else seen)
+        with torch.no_grad():
+            seen = self._pass(Gather(distance=True)).distance
+            return self._open(lookup.distance(self._call, self._threshold) if seen is None else seen)
 
     def received(self, weights: Any = None) -> Tensor:
         """What each key received from all queries, Σ_i c_i w_ij, [..., H, S].

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from limelight.backends.protocol import Call
@@ -75,10 +76,9 @@ class Versions:
     __slots__ = ("_noted",)
 
     def __init__(self, call: Call, threshold: Tensor) -> None:
-        # What is made in inference mode has no version to compare.
-        self._noted = [
-            (name, one, one._version) for name, one in _tensors_of(call, threshold) if not one.is_inference()
-        ]
+        # What is made in inference mode has no version to compare, and a compiler has none to tell.
+        there = () if torch.compiler.is_compiling() else _tensors_of(call, threshold)
+        self._noted = [(name, one, one._version) for name, one in there if not one.is_inference()]
 
     def check(self) -> None:
         """Raise StaleViewError if one of them was changed."""
