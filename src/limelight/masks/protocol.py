@@ -82,9 +82,9 @@ def remembered(mask: Mask, block: Block, build: Callable[[Block], Tensor]) -> Te
     Decoders and layers ask the same mask for the same tile over and over. Only for masks that cannot change. Not in
     inference mode: what is built there must not meet autograd later; nor while exported, where a tile is but a name.
     """
-    if torch.compiler.is_exporting() or torch.is_inference_mode_enabled():
+    if torch.compiler.is_exporting() or not block.whole:
         return build(block)
-    if not block.whole or block.queries * block.keys > _REMEMBERED_PAIRS:
+    if block.queries * block.keys > _REMEMBERED_PAIRS or torch.is_inference_mode_enabled():
         return build(block)
     key = (block.lead, block.queries, block.keys, block.device)
     cache = vars(mask)
