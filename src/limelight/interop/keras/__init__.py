@@ -10,7 +10,7 @@ Errors: ImportError where Keras is not installed (`pip install 'limelight[keras]
 from limelight.interop.keras.attention import AdditiveAttention, Attention
 from limelight.interop.keras.compute import computed
 from limelight.interop.keras.multi_head import GroupedQueryAttention, GroupQueryAttention, MultiHeadAttention
-from limelight.interop.keras.swap import convert, revert, theirs
+from limelight.interop.keras.swap import convert, revert
 
 __all__ = [
     "AdditiveAttention",
@@ -21,5 +21,4 @@ __all__ = [
     "computed",
     "convert",
     "revert",
-    "theirs",
 ]

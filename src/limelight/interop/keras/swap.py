@@ -18,9 +18,6 @@ PAIRS: tuple[tuple[Any, Any], ...] = (
 )
 """Keras' layer and ours."""
 
-theirs: dict[str, Any] = {f"limelight>{ours.__name__}": other for other, ours in PAIRS}
-"""The names by which our layers are saved -> Keras' layers: what to give `keras.saving.custom_object_scope`."""
-
 
 def convert(model: Any) -> Any:
     """A model like this one, with our layers in place of keras.layers' attention, and the same weights.
