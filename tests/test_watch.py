@@ -456,20 +456,34 @@ def test_a_model_without_attention():
     with watch(model) as seen:
         model(torch.randn(2, 3))
     assert len(seen) == 0
-    with pytest.raises(WatchError, match=r"3 modules ran, and none of them called F\.scaled_dot_product_attention"):
+    with pytest.raises(WatchError, match=r"1 module ran, and none of them called F\.scaled_dot_product_attention"):
         seen["0"]
-    with pytest.raises(WatchError, match="3 modules ran"):
+    with pytest.raises(WatchError, match="1 module ran"):
         seen.items().__iter__().__next__()
 
 
 def test_a_path_that_did_not_attend():
-    model = nn.Sequential(Torch(), nn.ReLU())
+    model = nn.Sequential(Torch(), nn.PReLU(), nn.ReLU())
     with watch(model) as seen:
         model(torch.randn(1, 5, 22))
+    with pytest.raises(WatchError, match=r"'2' was not seen to attend; near it: '0'"):
+        seen["2"]
     with pytest.raises(WatchError, match=r"'1' ran, and made no attention call; near it: '0'; 1 modules in all"):
         seen["1"]
-    assert seen.get("2") is None
+    assert seen.get("3") is None
     assert "1" not in seen
+
+
+def test_plain_layers_are_hooked_only_where_they_alone_were_chosen():
+    model = nn.Sequential(Torch(), nn.Linear(22, 3))
+    with watch(model):
+        assert not model[1]._forward_hooks
+        assert model[0]._forward_hooks
+    with watch(model, layers="1") as seen:
+        model(torch.randn(1, 5, 22))
+    assert seen.ran == {"1"}
+    with pytest.raises(WatchError, match="No attention call was seen: 1 module ran"):
+        list(seen)
 
 
 @pytest.mark.parametrize("product", [torch.matmul, lambda a, b: a @ b, lambda a, b: torch.einsum("bij,bjk->bik", a, b)])

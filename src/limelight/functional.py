@@ -64,10 +64,10 @@ def _check(
             raise TorchArgumentError(
                 f"{name} must be a tensor with two axes at least, positions and width; it is {shape}."
             )
-    known = attn_mask is None or isinstance(attn_mask, CausalBias) or attn_mask.dtype is torch.bool
-    if not known and not attn_mask.is_floating_point():
+    plain = None if isinstance(attn_mask, CausalBias) else attn_mask
+    if plain is not None and plain.dtype is not torch.bool and not plain.is_floating_point():
         raise TorchArgumentError(
-            f"attn_mask must be bool, True may attend, or float, added to the scores; it is {attn_mask.dtype}. "
+            f"attn_mask must be bool, True may attend, or float, added to the scores; it is {plain.dtype}. "
             f"Use attn_mask.bool()."
         )
     if enable_gqa and query.ndim > 2:

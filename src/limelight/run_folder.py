@@ -6,7 +6,8 @@
     last.safetensors        the whole state of training at its last save: what `--resume` goes on from
     snapshots/              the weights at the last validations, for the average
     log.jsonl               one line a report
-    data/                   train.tsv, dev.tsv, test.tsv and the encoded training part
+    data/                   train.tsv, dev.tsv, test.tsv, their word links where training is guided by such
+                            (train.links, ...), and the encoded training part
 
 Weights are safetensors with a checksum, everything else is JSON or text; nothing is pickled or unpickled.
 """
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limelight.data.dataset import META, NAMES
-from limelight.data.split import PARTS
+from limelight.data.dataset import LINKS, META, NAMES
+from limelight.data.split import PARTS, links_beside
 from limelight.data.tokenization import Tokenizer
 from limelight.errors import ArgumentError, LimelightError, OutputError, RunFolderError
 from limelight.files import TEMPORARY_SUFFIX, read_sealed_json, remove_leftovers, write_sealed_json
@@ -149,10 +150,12 @@ class RunFolder:
     def written(self) -> list[Path]:
         """The files in the folder whose names are those that a run writes."""
         encoded = self.data / "train"
+        parts = [self.data / f"{part}.tsv" for part in PARTS]
         files = [
             *(self.config, self.best, self.last, self.log, self.tokenizer("source"), self.tokenizer("target")),
-            *(self.data / f"{part}.tsv" for part in PARTS),
-            *(encoded / f"{name}.npy" for name in NAMES),
+            *parts,
+            *(links_beside(part) for part in parts),
+            *(encoded / f"{name}.npy" for name in (*NAMES, *LINKS)),
             encoded / META,
             *(path for path in self.snapshots.glob("*.safetensors") if path.stem.isdigit()),
         ]

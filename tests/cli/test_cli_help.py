@@ -15,7 +15,7 @@ from limelight.training import sort_settings
 
 COMMANDS = ("train", "translate", "evaluate", "align", "demo", "info")
 # What the command line leaves to the Python API, and what only the vocabularies decide.
-NOT_OPTIONS = {"betas", "alignment_layer", "source_vocabulary", "target_vocabulary", "pad"}
+NOT_OPTIONS = {"betas", "alignment_layer", "alignment_head", "source_vocabulary", "target_vocabulary", "pad"}
 
 
 def test_help_does_no_work():
@@ -101,7 +101,7 @@ def test_the_defaults_in_the_help_of_train_are_those_of_the_settings():
         values = set(by_kind.values())
         text = values.pop() if len(values) == 1 else ", ".join(f"{value} {kind}" for kind, value in by_kind.items())
         assert shown[name] == ("" if text == "None" else text), name
-    rest = {"source", "target", "out", "overwrite", "resume", "dev_file", "model"}
+    rest = {"source", "target", "out", "overwrite", "resume", "dev_file", "guided_alignment", "model"}
     assert set(shown) == set(expected) | rest
 
 

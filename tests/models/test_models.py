@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.support.models import ATTENDING, NAMES, TARGETS, make, source_batch
 
+from limelight.errors import ArgumentError
 from limelight.models import DecodingState
 
 T = 11
@@ -159,3 +160,46 @@ def test_weights_are_drawn_from_the_seed(name):
     for a, b in zip(one.parameters(), same.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+GUIDED = [name for name in NAMES if not name.startswith(("none", "location", "local", "coverage"))]
+LINKS = torch.tensor([(0, 0, 6), (0, 0, 1), (1, 9, 1), (2, 3, 4), (2, 3, 4), (0, 10, 0)])
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_log_weights_of_links_are_those_of_the_weights_with_their_gradients(name):
+    model, (source, counts), target = make(name), source_batch(), target_tokens()
+    features, weights = model(source, counts, target, observe=True)
+    expected = weights[tuple(LINKS.T)].log()
+    guided = model.guided(source, counts, target, LINKS)
+    torch.testing.assert_close(guided.features, features, **NEAR)
+    torch.testing.assert_close(guided.log_weights, expected, **NEAR)
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    factors = torch.linspace(0.3, 1.7, len(LINKS), dtype=torch.float64)
+    wanted = torch.autograd.grad((factors * expected).sum(), parameters, allow_unused=True)
+    found = torch.autograd.grad((factors * guided.log_weights).sum(), parameters, allow_unused=True)
+    assert any(one is not None and bool(one.any()) for one in wanted)
+    for one, other in zip(found, wanted, strict=True):
+        zero = torch.zeros(())
+        torch.testing.assert_close(
+            zero if one is None else one.sum(), zero if other is None else other.sum(), **NEAR, check_dtype=False
+        )
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, **NEAR)
+
+
+def test_one_head_is_the_attention_where_the_configuration_says_so():
+    model, (source, counts), target = make("transformer-one-head"), source_batch(), target_tokens()
+    alone = model(source, counts, target, observe=True).weights
+    mean = make("transformer-pre")
+    mean.load_state_dict(model.state_dict())
+    assert not torch.allclose(alone, mean(source, counts, target, observe=True).weights, atol=1e-3)
+
+
+def test_without_attention_there_is_nothing_to_guide():
+    model, (source, counts), target = make("none-2"), source_batch(), target_tokens()
+    with pytest.raises(
+        ArgumentError,
+        match="links: can guide the attentions bahdanau, dot, general, concat, got a model with attention='none'",
+    ):
+        model.guided(source, counts, target, LINKS)

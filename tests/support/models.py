@@ -37,6 +37,7 @@ _TRANSFORMER: dict[str, dict[str, Any]] = {
     "transformer-pre": {"norm": "pre"},
     "transformer-post": {"norm": "post", "tied_output": False},
     "transformer-first-layer": {"norm": "pre", "alignment_layer": 0, "encoder_layers": 1},
+    "transformer-one-head": {"norm": "pre", "alignment_head": 2},
     "transformer-shared": {"norm": "post", "shared_embeddings": True, "source_vocabulary": TARGETS},
 }
 NAMES = (*_RNN, *_TRANSFORMER)

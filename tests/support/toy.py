@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from limelight.models import DecodingState, Teacher, TranslationModel
+from limelight.models import DecodingState, Guided, Teacher, TranslationModel
 
 PAD, BOS, EOS, A, B = range(5)
 LETTERS = (A, B)
@@ -37,6 +37,10 @@ class Toy(TranslationModel):
         self.steps: list[tuple[int, int]] = []  # rows and hypotheses of each call
 
     def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, *, observe: bool = False) -> Teacher:
+        """Not needed here."""
+        raise NotImplementedError
+
+    def guided(self, source: Tensor, source_lengths: Tensor, target: Tensor, links: Tensor) -> Guided:
         """Not needed here."""
         raise NotImplementedError
 

@@ -75,3 +75,23 @@ def test_pairs_that_do_not_fit():
     with pytest.raises(ArgumentError, match=r"one index for each axis"):
         view.log_prob("abc")
     assert view.log_prob([]).shape == (0,)
+
+
+def test_gradients_are_the_same_bits_every_time_with_several_threads():
+    """Thousands of pairs that share rows, as in guided alignment: a sum in a changing order would differ."""
+    generator = torch.Generator().manual_seed(5)
+    query, key = (torch.randn(3, 1, 37, 128, generator=generator).requires_grad_() for _ in range(2))
+    sizes = (3, 1, 37, 37)
+    pairs = torch.stack([torch.randint(size, (2000,), generator=generator) for size in sizes], -1)
+
+    def slopes():
+        _, view = limelight.look(query, key, key[..., :1])
+        return torch.autograd.grad(view.log_prob(pairs).sum(), (query, key))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = slopes()
+        assert all(torch.equal(one, other) for _ in range(5) for one, other in zip(slopes(), first, strict=True))
+    finally:
+        torch.set_num_threads(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from limelight.backends import tiling
@@ -29,7 +30,8 @@ def log_weights(call: Call, threshold: Tensor, pairs: Tensor) -> Tensor:
         scores = _scores(call, threshold.dtype, pairs, allowed)
     scores = scores if bias is None else scores + bias
     # What is forbidden is replaced before anything is done with it, so that NaN there reaches no gradient.
-    return call.normalizer.log_weights((scores - threshold[n, h, i].where(allowed, 0.0)).where(allowed, -torch.inf))
+    ends = _picked(threshold.unsqueeze(-1), n, h, i).squeeze(-1).where(allowed, 0.0)
+    return call.normalizer.log_weights((scores - ends).where(allowed, -torch.inf))
 
 
 def _scores(call: Call, dtype: torch.dtype, pairs: Tensor, allowed: Tensor) -> Tensor:
@@ -80,9 +82,21 @@ def _sides(call: Call, dtype: torch.dtype, pairs: Tensor, allowed: Tensor) -> tu
     shared = call.query.shape[1] // max(1, call.key.shape[1])
     may = allowed.unsqueeze(-1)
     return (
-        call.query[n, h, i].to(dtype).where(may, 0.0),
-        call.key[n, torch.div(h, shared, rounding_mode="floor"), j].to(dtype).where(may, 0.0),
+        _picked(call.query, n, h, i).to(dtype).where(may, 0.0),
+        _picked(call.key, n, torch.div(h, shared, rounding_mode="floor"), j).to(dtype).where(may, 0.0),
     )
+
+
+def _picked(tensor: Tensor, *place: Tensor) -> Tensor:
+    """The rows [P, D] of a tensor [N, H, T, D] at these places.
+
+    With a gradient by way of a table, whose rows each have one thread that adds to them in order: the gradient of
+    indexing adds with several threads at once, and no two times in the same order.
+    """
+    if not (tensor.requires_grad and torch.is_grad_enabled()):
+        return tensor[place]
+    row = (place[0] * tensor.shape[1] + place[1]) * tensor.shape[2] + place[2]
+    return F.embedding(row, tensor.flatten(0, 2))
 
 
 def _allowed(call: Call, pairs: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from limelight.cli.options import MOST_THREADS, Source, Target, Tsv, pairs_from,
 _DATA, _SIZES, _HOW = "Text", "Model", "Training"
 
 # Importing the settings' own classes would import torch, for `--help` too; a test holds these texts against them.
-_NOT_SETTINGS = ("context", "corpus", "source", "target", "out", "overwrite", "resume", "dev_file")
+_NOT_SETTINGS = ("context", "corpus", "source", "target", "out", "overwrite", "resume", "dev_file", "guided_alignment")
 
 
 def _option(panel: str, text: str, default: str | None = None, flag: str | None = None, **limits: float) -> Any:
@@ -87,6 +87,11 @@ def train(
     warmup: Annotated[int | None, _option(_HOW, "Updates of warm-up.", "200 rnn, 1000 transformer")] = None,
     weight_decay: Annotated[float | None, _option(_HOW, "Of AdamW.", "0.01")] = None,
     label_smoothing: Annotated[float | None, _option(_HOW, "Share of smoothed labels.", "0.1")] = None,
+    guided_alignment: Annotated[
+        Path | None,
+        _option(_HOW, "Word links that attention learns from, a line for each line of text: 0-0 1-2 ..., .gz too."),
+    ] = None,
+    guided_weight: Annotated[float | None, _option(_HOW, "Of --guided-alignment in the loss.", "0.05")] = None,
     clip: Annotated[float | None, _option(_HOW, "Largest gradient norm; 0 for no clipping.", "1")] = None,
     validate_every: Annotated[int | None, _option(_HOW, "Updates between validations.", "an epoch's")] = None,
     patience: Annotated[
@@ -120,10 +125,18 @@ def train(
         if resume:
             _check_same(out, "corpus", [] if given is None else given.paths)
             _check_same(out, "dev_file", [] if dev_file is None else [dev_file])
+            _check_same(out, "guided_alignment", [] if guided_alignment is None else [guided_alignment])
             _, progress = training.resume(out, **settings)
         else:
             pairs = given or pairs_from(corpus, source, target)
-            _, progress = training.train(pairs, out=out, dev_file=dev_file, overwrite=overwrite, **settings)
+            _, progress = training.train(
+                pairs,
+                out=out,
+                dev_file=dev_file,
+                guided_alignment=guided_alignment,
+                overwrite=overwrite,
+                **settings,
+            )
     if not progress.finished:
         say(f"stopped at update {progress.update}, saved; go on with: {_resume(out)}")
         raise typer.Exit(130)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limelight.data.dataset import EncodedCorpus
+from limelight.data.dataset import EncodedCorpus, TokenLinks
 from limelight.data.tokenization import Tokenizer
 from limelight.errors import ArgumentError
 
@@ -28,6 +28,8 @@ class Batch:
         target_lengths: int64 [B], n + 1: predicted tokens that are not padding.
         indices: int64 [B], the pairs' places in the corpus or list they come from.
         source_tokens, target_tokens: the sums of the lengths, known without asking the device.
+        links: int64 [P, 3], (row, place in T, place in S) of the links that attention is to learn; None for none.
+        shares: fp32 [P], the share of that source token in what the target token attends to, see `guide.spread`.
 
     Without targets (`collate` for translation) target is [B, 1] of bos, T = 0 and target_lengths is 0.
     """
@@ -39,6 +41,8 @@ class Batch:
     indices: Tensor
     source_tokens: int
     target_tokens: int
+    links: Tensor | None = None
+    shares: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of rows, B."""
@@ -47,6 +51,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
         names = ("source", "source_lengths", "target", "target_lengths", "indices")
+        names += () if self.links is None else ("links", "shares")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
@@ -107,7 +112,11 @@ class Batches:
         corpus = self.corpus
         source, source_lengths = _rows(corpus.source_tokens, corpus.source_offsets, indices)
         target, target_lengths = _rows(corpus.target_tokens, corpus.target_offsets, indices, bos=True)
-        return _batch(source, source_lengths, target, target_lengths, indices)
+        batch = _batch(source, source_lengths, target, target_lengths, indices)
+        if corpus.links is None:
+            return batch
+        links, shares = _links(corpus.links, indices)
+        return replace(batch, links=links, shares=shares) if len(links) else batch
 
     def _make_plan(self, epoch: int) -> list[NDArray[np.int64]]:
         random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
@@ -200,6 +209,17 @@ def _rows(
     body[columns >= lengths[:, None]] = Tokenizer.pad
     body[np.arange(len(indices)), lengths] = Tokenizer.eos
     return rows, lengths + 1
+
+
+def _links(kept: TokenLinks, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """See `Batch.links` and `Batch.shares`: of the pairs `indices`, which are the rows."""
+    starts = kept.offsets[indices]
+    counts = kept.offsets[indices + 1] - starts
+    before = np.cumsum(counts) - counts
+    places = np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
+    rows = np.repeat(np.arange(len(indices)), counts)
+    links = np.stack([rows, kept.targets[places].astype(np.int64), kept.sources[places].astype(np.int64)], axis=1)
+    return torch.from_numpy(links), torch.from_numpy(kept.shares[places])
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

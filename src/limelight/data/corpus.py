@@ -4,26 +4,26 @@ What can be skipped is skipped, counted by reason in a `ReadReport`, and reporte
 is a `DataError` which names the file, the rule and the way out.
 """
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO
 
+from limelight.data.guide import with_links
+from limelight.data.lines import read_lines
 from limelight.errors import ArgumentError, DataError
+from limelight.pharaoh import Link
 
 MAX_WORDS = 250
 MAX_CHARACTERS = 2000
-# A line of more bytes is not text; it is passed over in pieces of this size and never held in memory.
-MAX_LINE_BYTES = 1 << 20
 EXAMPLES = 5
 
 NO_TAB, MANY_TABS, BLANK = "no tab", "too many tabs", "blank line"
 BLANK_SOURCE, BLANK_TARGET = "blank source", "blank target"
 INVALID, NUL, TOO_LONG, HUGE = "invalid UTF-8", "NUL byte", "too long", "not text"
+
+_TEXT = "UTF-8 text, one sentence or one source<TAB>target pair a line"
 
 _PHRASES = {
     NO_TAB: "without a tab",
@@ -39,11 +39,15 @@ _PHRASES = {
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A sentence and its translation, stripped, with runs of white space as one space; `line` counts from 1."""
+    """A sentence and its translation, stripped, with runs of white space as one space; `line` counts from 1.
+
+    `links` are word links (source word, target word), counted from 0, where the corpus has some.
+    """
 
     source: str
     target: str
     line: int = 0
+    links: frozenset[Link] = frozenset()
 
 
 @dataclass
@@ -97,6 +101,8 @@ class Corpus:
         tsv: a file of lines `source<TAB>target`; a third field is allowed when it is an attribution, "CC-BY ...".
         source, target: two files; line i of one is the translation of line i of the other. Give these or `tsv`.
         max_words, max_characters: a pair with a longer side is skipped and counted; words are separated by white space.
+        links: a file of word links in the Pharaoh format, `i-j`; its line i belongs to line i of the corpus, whether
+            that line can be used or not. They become the pairs' `links`, the sure ones alone.
 
     Files are UTF-8 with an optional byte order mark, Unix or Windows line ends, plain or gzip.
 
@@ -109,9 +115,10 @@ class Corpus:
     target: Path | None = None
     max_words: int = MAX_WORDS
     max_characters: int = MAX_CHARACTERS
+    links: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tsv", "source", "target"):
+        for name in ("tsv", "source", "target", "links"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         given = (self.tsv is not None, self.source is not None, self.target is not None)
@@ -126,7 +133,7 @@ class Corpus:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The one or two files."""
+        """The one or two files of text."""
         return tuple(path for path in (self.tsv, self.source, self.target) if path is not None)
 
     def __str__(self) -> str:
@@ -137,9 +144,16 @@ class Corpus:
 
         Errors:
             DataError, when reading starts: a file is missing, a folder, not readable, empty, or of another format
-            (UTF-16, zip, .gz which is not gzip); at the end: no usable pair, or the two files differ in length.
+            (UTF-16, zip, .gz which is not gzip); at the end: no usable pair, or the files differ in length; on the way:
+            a line of links that is malformed or names a word that is not there.
         """
         report = ReadReport() if report is None else report
+        pairs = self._pairs(report)
+        if self.links is None:
+            return pairs
+        return with_links(pairs, self.links, str(self), lambda: report.lines)
+
+    def _pairs(self, report: ReadReport) -> Iterator[Pair]:
         report.limits = f"{self.max_words} words or {self.max_characters} characters"
         records = _tsv_records(self.tsv) if self.tsv is not None else _parallel_records(*self.paths)
         for number, record in enumerate(records, start=1):
@@ -186,7 +200,7 @@ def _name(path: Path | None) -> str:
 
 
 def _tsv_records(path: Path) -> Iterator[tuple[str, str] | str]:
-    for raw in _lines(path):
+    for raw in read_lines(path, _TEXT):
         text = _decode(raw)
         if text is None:
             yield _why_unreadable(raw)
@@ -204,7 +218,7 @@ def _parallel_records(source: Path, target: Path) -> Iterator[tuple[str, str] | 
     counts = [0, 0]
     # No line holds a line end, so that this marks the end of the shorter file.
     end = b"\n"
-    for pair in zip_longest(_lines(source), _lines(target), fillvalue=end):
+    for pair in zip_longest(read_lines(source, _TEXT), read_lines(target, _TEXT), fillvalue=end):
         counts = [count + (raw != end) for count, raw in zip(counts, pair, strict=True)]
         if end in pair:
             # The files are already known to differ: count on, to name both lengths.
@@ -231,46 +245,3 @@ def _decode(raw: bytes | None) -> str | None:
 
 def _why_unreadable(raw: bytes | None) -> str:
     return HUGE if raw is None else NUL if b"\0" in raw else INVALID
-
-
-def _lines(path: Path) -> Iterator[bytes | None]:
-    """The lines of a file without their ends; None for a line over MAX_LINE_BYTES."""
-    number = 0
-    try:
-        with _open(path) as file:
-            while raw := file.readline(MAX_LINE_BYTES):
-                number += 1
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                huge = len(raw) >= MAX_LINE_BYTES and not raw.endswith(b"\n")
-                while huge and (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-                yield None if huge else raw.rstrip(b"\r\n")
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(
-            f"{path}, after line {number}: the gzip data is damaged or cut off ({error}); copy or download it again"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}, after line {number}: cannot be read: {error.strerror or error}") from error
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if not path.exists():
-        raise DataError(f"{path} does not exist; check the name")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; name a file in it")
-    if not path.is_file():
-        raise DataError(f"{path} is not a regular file; it is read more than once, so save it to a file first")
-    with open(path, "rb") as file:
-        head = file.read(4)
-    if not head:
-        raise DataError(f"{path} is empty; expected UTF-8 text, one sentence or one source<TAB>target pair a line")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
-    if head == b"PK\x03\x04":
-        raise DataError(f"{path} is a zip archive; unpack it and name the text file in it")
-    if head.startswith(b"\x1f\x8b"):
-        return gzip.open(path, "rb")
-    if path.suffix == ".gz":
-        raise DataError(f"{path} ends in .gz but is not gzip; rename it or compress it again")
-    return open(path, "rb")

@@ -2,13 +2,17 @@
 
 A folder holds four .npy files, `{source,target}_tokens.npy` (uint16, or int32 for vocabularies over 65,536) and
 `{source,target}_offsets.npy` (int64, N + 1 numbers: sentence i is tokens[offsets[i]:offsets[i + 1]]), and `meta.json`
-with their sizes and checksums, which is written last: a folder without it was never finished.
+with their sizes and checksums, which is written last: a folder without it was never finished. Where the pairs have word
+links to learn from, four more hold them, spread over the tokens (`guide.spread`): `link_offsets` (int64, N + 1
+numbers), and for each link `link_sources` and `link_targets` (uint16 or int32, places in the sentences) and
+`link_shares` (float32).
 """
 
 import contextlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limelight.data.corpus import Pair
+from limelight.data.guide import Shares, spread
 from limelight.data.tokenization import Tokenizer
 from limelight.errors import ArgumentError, DataError, OutputError, RunFolderError
 from limelight.files import atomic_write, read_sealed_json, write_sealed_json
@@ -24,9 +29,23 @@ from limelight.files import atomic_write, read_sealed_json, write_sealed_json
 FORMAT = "limelight-encoded-corpus/1"
 META = "meta.json"
 NAMES = ("source_tokens", "source_offsets", "target_tokens", "target_offsets")
+LINKS = ("link_sources", "link_targets", "link_shares", "link_offsets")
 CHUNK = 10_000
 _CHECK_BLOCK = 1 << 22
 _WAY_OUT = "delete the folder and run the same command again: it is made anew"
+
+
+@dataclass(frozen=True)
+class TokenLinks:
+    """The links between tokens that attention is to learn: of pair i, those in [offsets[i], offsets[i + 1]).
+
+    Fields: `sources` and `targets`, places in the pair's sentences; `shares`, see `guide.spread`; `offsets`.
+    """
+
+    sources: NDArray[Any]
+    targets: NDArray[Any]
+    shares: NDArray[np.float32]
+    offsets: NDArray[np.int64]
 
 
 class EncodedCorpus:
@@ -38,14 +57,16 @@ class EncodedCorpus:
         source_offsets, target_offsets: int64, N + 1.
         source_lengths, target_lengths: int32 [N], tokens per sentence; these are held in memory, 8 bytes a pair.
         skipped: how many pairs were left out in `build` because a side had more than `max_tokens` tokens.
-        checksum: changes when any token does; for telling whether a resumed run sees the same data.
+        links: the links between their tokens, or None where the corpus has none.
+        checksum: changes when any token or link does; for telling whether a resumed run sees the same data.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]):
         self.folder = folder
         self.skipped: int = meta["skipped"]
         self.max_tokens: int = meta["max_tokens"]
-        self.checksum = "-".join(f"{meta['files'][name]['crc32']:08x}" for name in NAMES)
+        self.checksum = "-".join(f"{meta['files'][name]['crc32']:08x}" for name in (*NAMES, *LINKS) if name in arrays)
+        self.links = TokenLinks(*(arrays[name] for name in LINKS)) if LINKS[0] in arrays else None
         self.source_tokens, self.source_offsets = arrays["source_tokens"], arrays["source_offsets"]
         self.target_tokens, self.target_offsets = arrays["target_tokens"], arrays["target_offsets"]
         self.source_lengths = _lengths(self.source_offsets)
@@ -72,6 +93,7 @@ class EncodedCorpus:
         target_tokenizer: Tokenizer,
         *,
         max_tokens: int,
+        guided: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> "EncodedCorpus":
         """Tokenise a stream of pairs into `folder` and open the result; memory use does not grow with the corpus.
@@ -82,6 +104,7 @@ class EncodedCorpus:
             source_tokenizer: makes the source ids.
             target_tokenizer: makes the target ids; may be the same object.
             max_tokens: a pair with more tokens than this on a side (specials not counted) is left out and counted.
+            guided: keep the pairs' links too.
             progress: called with the number of pairs read so far, once per 10,000.
 
         Errors:
@@ -93,16 +116,19 @@ class EncodedCorpus:
         folder = _make(Path(folder))
         sizes = len(source_tokenizer), len(target_tokenizer)
         dtype = np.dtype(np.uint16 if max(sizes) <= 1 << 16 else np.int32)
+        types = dict.fromkeys(NAMES, np.dtype(np.int64)) | {"source_tokens": dtype, "target_tokens": dtype}
+        if guided:
+            place = np.dtype(np.uint16 if max_tokens <= 1 << 16 else np.int32)
+            types |= dict(zip(LINKS, (place, place, np.dtype(np.float32), np.dtype(np.int64)), strict=True))
         with contextlib.ExitStack() as stack:
-            writers = [
-                stack.enter_context(
-                    _array_file(folder / f"{name}.npy", dtype if "tokens" in name else np.dtype(np.int64))
-                )
-                for name in NAMES
-            ]
-            sides = _Side(source_tokenizer, *writers[:2]), _Side(target_tokenizer, *writers[2:])
-            read, kept = _encode(pairs, sides, max_tokens, progress)
-        files = {name: writer.facts() for name, writer in zip(NAMES, writers, strict=True)}
+            writers = {
+                name: stack.enter_context(_array_file(folder / f"{name}.npy", type_)) for name, type_ in types.items()
+            }
+            tokens = [writers[name] for name in NAMES]
+            sides = _Side(source_tokenizer, *tokens[:2]), _Side(target_tokenizer, *tokens[2:])
+            links = _LinkFiles(*(writers[name] for name in LINKS)) if guided else None
+            read, kept = _encode(pairs, sides, links, max_tokens, progress)
+        files = {name: writer.facts() for name, writer in writers.items()}
         meta = {
             "pairs": kept,
             "skipped": read - kept,
@@ -135,7 +161,7 @@ class EncodedCorpus:
         meta = read_sealed_json(folder / META, format=FORMAT, way_out=_WAY_OUT)
         if tokenizers is not None and meta["tokenizers"] != [tokenizer.fingerprint for tokenizer in tokenizers]:
             raise RunFolderError(f"{folder} was made with other tokenizers than these; {_WAY_OUT}")
-        arrays = {name: _map(folder / f"{name}.npy", meta["files"][name], verify) for name in NAMES}
+        arrays = {name: _map(folder / f"{name}.npy", facts, verify) for name, facts in meta["files"].items()}
         return cls(folder, meta, arrays)
 
 
@@ -183,6 +209,20 @@ class _Side:
         self._offsets.write(end + np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))))
 
 
+class _LinkFiles:
+    """The four files of the links between tokens."""
+
+    def __init__(self, sources: _ArrayWriter, targets: _ArrayWriter, shares: _ArrayWriter, offsets: _ArrayWriter):
+        self._columns, self._offsets = (sources, targets, shares), offsets
+        offsets.write(np.zeros(1, dtype=np.int64))
+
+    def write(self, rows: list[Shares]) -> None:
+        counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        self._offsets.write(self._columns[0].count + np.cumsum(counts))
+        for place, column in enumerate(self._columns):
+            column.write(np.array([link[place] for row in rows for link in row], dtype=np.float64))
+
+
 @contextlib.contextmanager
 def _array_file(path: Path, dtype: np.dtype[Any]) -> Iterator[_ArrayWriter]:
     with atomic_write(path) as file:
@@ -208,7 +248,11 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def _encode(
-    pairs: Iterable[Pair], sides: tuple[_Side, _Side], max_tokens: int, progress: Callable[[int], None] | None
+    pairs: Iterable[Pair],
+    sides: tuple[_Side, _Side],
+    links: _LinkFiles | None,
+    max_tokens: int,
+    progress: Callable[[int], None] | None,
 ) -> tuple[int, int]:
     """Tokenise and write all pairs that fit; the numbers of pairs read and kept."""
     read = kept = 0
@@ -218,6 +262,8 @@ def _encode(
         fits = [0 < len(s) <= max_tokens and 0 < len(t) <= max_tokens for s, t in zip(source, target, strict=True)]
         sides[0].write(list(compress(source, fits)))
         sides[1].write(list(compress(target, fits)))
+        if links is not None:
+            links.write([_token_links(pair, sides) for pair in compress(chunk, fits)])
         read += len(chunk)
         kept += sum(fits)
         if progress is not None:
@@ -228,6 +274,11 @@ def _encode(
             "max_tokens or use a larger vocabulary"
         )
     return read, kept
+
+
+def _token_links(pair: Pair, sides: tuple[_Side, _Side]) -> Shares:
+    words = (side.tokenizer.analyse(text).words for side, text in zip(sides, (pair.source, pair.target), strict=True))
+    return spread(pair.links, *words) if pair.links else []
 
 
 def _map(path: Path, facts: dict[str, Any], verify: bool) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from limelight.data.corpus import Corpus, Pair, ReadReport, clean
 from limelight.errors import ArgumentError, DataError
 from limelight.files import atomic_write
+from limelight.pharaoh import format_pharaoh
 
 Part = Literal["train", "dev", "test"]
 PARTS: tuple[Part, ...] = ("train", "dev", "test")
@@ -99,7 +100,8 @@ def write_split(corpus: Corpus, split: Split, folder: str | os.PathLike[str]) ->
     """Write train.tsv, dev.tsv and test.tsv into an existing folder, in one streaming pass and file order.
 
     Returns:
-        The number of pairs by part. A part without pairs gets no file.
+        The number of pairs by part. A part without pairs gets no file. Where the corpus has links, they are written
+        beside each part, as train.links and so on.
 
     Errors:
         DataError while reading, OutputError while writing; in both cases no file appears.
@@ -107,24 +109,27 @@ def write_split(corpus: Corpus, split: Split, folder: str | os.PathLike[str]) ->
     counts: dict[Part, int] = dict.fromkeys(PARTS, 0)
     wanted = [part for part in PARTS if part == "train" or getattr(split, part)]
     with contextlib.ExitStack() as stack:
-        files = {part: stack.enter_context(_tsv_file(Path(folder) / f"{part}.tsv")) for part in wanted}
+        guided = corpus.links is not None
+        write = {part: stack.enter_context(_part_file(Path(folder) / f"{part}.tsv", guided)) for part in wanted}
         for pair in corpus.pairs():
             part = split.part(pair)
-            files[part].write(_line(pair))
+            write[part](pair)
             counts[part] += 1
     return counts
 
 
-def write_tsv(path: str | os.PathLike[str], pairs: Iterable[Pair]) -> int:
+def write_tsv(path: str | os.PathLike[str], pairs: Iterable[Pair], *, guided: bool = False) -> int:
     """Write pairs as `source<TAB>target` lines, atomically (gzip when the name ends in .gz); returns their number.
+
+    With `guided`, their links are written beside it, line by line, under the same name with .links at its end.
 
     Errors:
         OutputError naming the file and the way out when it cannot be written; nothing is left behind.
     """
     count = 0
-    with _tsv_file(Path(path)) as file:
+    with _part_file(Path(path), guided) as write:
         for pair in pairs:
-            file.write(_line(pair))
+            write(pair)
             count += 1
     return count
 
@@ -138,6 +143,26 @@ def group_by_source(pairs: Iterable[Pair]) -> dict[str, list[str]]:
     for pair in pairs:
         groups.setdefault(pair.source, {})[pair.target] = None
     return {source: list(targets) for source, targets in groups.items()}
+
+
+def links_beside(path: Path) -> Path:
+    """Where the links of the pairs in `path` lie."""
+    return path.with_suffix(".links")
+
+
+@contextlib.contextmanager
+def _part_file(path: Path, guided: bool) -> Iterator[Callable[[Pair], None]]:
+    """A function that writes a pair; with `guided` its links too."""
+    with contextlib.ExitStack() as stack:
+        text = stack.enter_context(_tsv_file(path))
+        links = stack.enter_context(atomic_write(links_beside(path))) if guided else None
+
+        def write(pair: Pair) -> None:
+            text.write(_line(pair))
+            if links is not None:
+                links.write(f"{format_pharaoh(pair.links)}\n".encode())
+
+        yield write
 
 
 @contextlib.contextmanager

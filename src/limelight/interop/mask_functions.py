@@ -76,8 +76,9 @@ def described(function: Function, offsets: tuple[int, int], padding: Tensor | No
     """
     recognised = _parts(function, offsets)
     parts: list[Mask] = [Asked(function, *offsets, by_pair)] if recognised is None else recognised
-    if padding is not None and not bool(padding.all()):
-        parts.append(padding_mask(padding))
+    there = None if padding is None else padding_mask(padding)
+    if there is not None:
+        parts.append(there)
     return reduce(and_, parts) if parts else None
 
 

@@ -128,6 +128,7 @@ class TransformerDecoderLayer(nn.Module):
         memory_mask: Mask | None = None,
         *,
         observe: bool = False,
+        head: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """All target positions at once, each seeing itself and those before it.
 
@@ -136,15 +137,53 @@ class TransformerDecoderLayer(nn.Module):
             memory_key: of `cross_attention.keys_values(memory)`, [B, H, S, D].
             memory_value: of the same.
             memory_mask: who may attend to whom in the source.
-            observe: also return the weights over the source, averaged over the heads.
+            observe: also return the weights over the source.
+            head: those of this head; None for their mean over all heads.
 
         Returns:
             [B, T, C]; weights [B, T, S], or None.
         """
+        return self.attend_memory(
+            self.attend_past(x), memory_key, memory_value, memory_mask, observe=observe, head=head
+        )
+
+    def attend_past(self, x: Tensor) -> Tensor:
+        """The first branch alone, self-attention: [B, T, C] -> [B, T, C]."""
         h = self.self_residual.enter(x)
         attended, _ = self.self_attention(h, *self.self_attention.keys_values(h), causal())
-        x = self.self_residual.leave(x, attended)
-        return self._cross(x, memory_key, memory_value, memory_mask, observe)
+        return self.self_residual.leave(x, attended)
+
+    def attend_memory(
+        self,
+        x: Tensor,
+        memory_key: Tensor,
+        memory_value: Tensor,
+        memory_mask: Mask | None = None,
+        *,
+        observe: bool = False,
+        head: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The other branches, cross-attention and feed-forward, of what `attend_past` gave. Arguments as `forward`."""
+        h = self.cross_residual.enter(x)
+        attended, weights = self.cross_attention(h, memory_key, memory_value, memory_mask, observe=observe, head=head)
+        x = self.cross_residual.leave(x, attended)
+        h = self.feedforward_residual.enter(x)
+        return self.feedforward_residual.leave(x, self.feedforward(h)), weights
+
+    def log_weights(
+        self,
+        x: Tensor,
+        memory_key: Tensor,
+        links: Tensor,
+        memory_mask: Mask | None = None,
+        *,
+        head: int | None = None,
+    ) -> Tensor:
+        """The log weights [P] of links of the cross-attention; x is what `attend_past` gave.
+
+        See `GroupedQueryAttention.log_weights`.
+        """
+        return self.cross_attention.log_weights(self.cross_residual.enter(x), memory_key, links, memory_mask, head=head)
 
     def step(
         self,
@@ -155,6 +194,7 @@ class TransformerDecoderLayer(nn.Module):
         memory_mask: Mask | None = None,
         *,
         observe: bool = False,
+        head: int | None = None,
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
         """One position of every hypothesis: [B, K, C] -> [B, K, C], weights [B, K, S] or None, keys and values so far.
 
@@ -165,14 +205,5 @@ class TransformerDecoderLayer(nn.Module):
         present = append_cache(past, *self.self_attention.keys_values(h, start))
         attended, _ = self.self_attention(h, *present, start=start)
         x = self.self_residual.leave(x, attended.squeeze(2))
-        x, weights = self._cross(x, memory_key, memory_value, memory_mask, observe)
+        x, weights = self.attend_memory(x, memory_key, memory_value, memory_mask, observe=observe, head=head)
         return x, weights, present
-
-    def _cross(
-        self, x: Tensor, memory_key: Tensor, memory_value: Tensor, memory_mask: Mask | None, observe: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        h = self.cross_residual.enter(x)
-        attended, weights = self.cross_attention(h, memory_key, memory_value, memory_mask, observe=observe)
-        x = self.cross_residual.leave(x, attended)
-        h = self.feedforward_residual.enter(x)
-        return self.feedforward_residual.leave(x, self.feedforward(h)), weights

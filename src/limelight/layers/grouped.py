@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from limelight.attend import attend, look
 from limelight.errors import ArgumentError
+from limelight.layers.guided import link_log_weights
 from limelight.layers.rotary import RotaryPositions
 from limelight.masks import Mask
 from limelight.scores import cosine
@@ -83,6 +84,7 @@ class GroupedQueryAttention(nn.Module):
         *,
         start: int = 0,
         observe: bool = False,
+        head: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from x to keys and values made by `keys_values`.
 
@@ -92,7 +94,8 @@ class GroupedQueryAttention(nn.Module):
             value: [..., G, S, D].
             mask: who may attend to whom.
             start: the position of x's first element, for rotary positions.
-            observe: also return the weights, averaged over the heads.
+            observe: also return the weights.
+            head: those of this head; None for their mean over all heads.
 
         Returns:
             [..., T, C]; weights [..., T, S], or None.
@@ -102,13 +105,32 @@ class GroupedQueryAttention(nn.Module):
         weights = None
         if observe:
             attended, view = look(self.queries(x, start), key, value, score=score, mask=mask, dropout=dropout)
-            weights = view.dense().mean(-3)
+            weights = view.dense().mean(-3) if head is None else view[..., head, :, :]
         else:
             attended = attend(self.queries(x, start), key, value, score=score, mask=mask, dropout=dropout)
         merged = attended.transpose(-3, -2).flatten(-2)  # [..., H, T, D] -> [..., T, C]
         if self.gate is not None:
             merged = merged * self.gate(x).sigmoid()
         return self.output(merged), weights
+
+    def log_weights(
+        self, x: Tensor, key: Tensor, links: Tensor, mask: Mask | None = None, *, head: int | None = None
+    ) -> Tensor:
+        """The log weights of single links, [P], of x [B, T, C] and keys [B, G, S, D]: differentiable.
+
+        Args:
+            x: [B, T, C].
+            key: [B, G, S, D], of `keys_values`.
+            links: int64 [P, 3], (row of the batch, query, key).
+            mask: who may attend to whom.
+            head: of this head; None for the log of the mean over all heads.
+        """
+        query = self.queries(x)
+        if head is not None:
+            group = head * self.key_value_heads // self.heads
+            query, key = query[:, head : head + 1], key[:, group : group + 1]
+        score = None if self.scale is None else cosine(self.scale)
+        return link_log_weights(query, key, links, score=score, mask=mask)
 
 
 def append_cache(past: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from limelight.attend import attend, look
+from limelight.layers.guided import link_log_weights
 from limelight.masks import Mask
 from limelight.scores import Score
 
@@ -48,3 +49,11 @@ class MemoryAttention(nn.Module, ABC):
             return attend(query, key, value, score=self.score(), mask=mask).squeeze(1), None
         context, view = look(query, key, value, score=self.score(), mask=mask)
         return context.squeeze(1), view.dense().squeeze(1)
+
+    def log_weights(self, state: Tensor, keys: Tensor, links: Tensor, mask: Mask | None = None) -> Tensor:
+        """The log weights of single links, [P], of decoder states [B, T, Q] and keys [B, S, A]: differentiable.
+
+        `links` is int64 [P, 3], (row of the batch, query, key); memory grows with P, not with T x S.
+        """
+        query, key = self.queries(state).unsqueeze(1), keys.unsqueeze(1)
+        return link_log_weights(query, key, links, score=self.score(), mask=mask)

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from limelight.errors import ArgumentError
-from limelight.models.config import Seq2SeqConfig, TransformerConfig
-from limelight.models.protocol import DecodingState, Teacher, TranslationModel
+from limelight.models.config import GUIDABLE, Seq2SeqConfig, TransformerConfig
+from limelight.models.protocol import DecodingState, Guided, Teacher, TranslationModel
 from limelight.models.seq2seq import Seq2Seq
 from limelight.models.transformer import Transformer
 
@@ -43,7 +43,9 @@ def build_model(config: ModelConfig) -> TranslationModel:
 
 
 __all__ = [
+    "GUIDABLE",
     "DecodingState",
+    "Guided",
     "ModelConfig",
     "Seq2Seq",
     "Seq2SeqConfig",

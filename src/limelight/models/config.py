@@ -8,6 +8,8 @@ from limelight.layers.recurrent import Cell, check_cell
 
 Attention = Literal["bahdanau", "coverage", "dot", "general", "concat", "location", "local-m", "local-p", "none"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+GUIDABLE: tuple[Attention, ...] = ("bahdanau", "dot", "general", "concat")
+"""Those of a recurrent model that can learn from word links: a weight is known from one state and one key."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ class TransformerConfig:
         dropout: share of units dropped in training, on embeddings, weights, hidden units and branches.
         shared_embeddings: one table for source and target; needs one joint vocabulary.
         tied_output: the output layer's weight is the target embedding. Paper, section 3.4.
-        alignment_layer: the decoder block whose cross-attention, averaged over its heads, is the model's attention;
-            counted from the end when negative.
+        alignment_layer: the decoder block whose cross-attention is the model's attention; counted from the end when
+            negative.
+        alignment_head: the head of it, from 0; None for the mean over its heads.
         pad: the padding token.
 
     Raises:
@@ -99,6 +102,7 @@ class TransformerConfig:
     shared_embeddings: bool = False
     tied_output: bool = True
     alignment_layer: int = -1
+    alignment_head: int | None = None
     pad: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +118,11 @@ class TransformerConfig:
             raise ArgumentError(
                 f"alignment_layer: must name one of the {self.decoder_layers} decoder layers, "
                 f"in [-{self.decoder_layers}, {self.decoder_layers - 1}], got {self.alignment_layer}"
+            )
+        if self.alignment_head is not None and not 0 <= self.alignment_head < self.heads:
+            raise ArgumentError(
+                f"alignment_head: must name one of the {self.heads} heads, in [0, {self.heads - 1}], or be None for "
+                f"their mean, got {self.alignment_head}"
             )
 
 

@@ -50,6 +50,18 @@ class Teacher(NamedTuple):
     weights: Tensor | None
 
 
+class Guided(NamedTuple):
+    """What such a pass gives where attention learns from links.
+
+    Attributes:
+        features: as in `Teacher`.
+        log_weights: [P], the log weights of the links, differentiable.
+    """
+
+    features: Tensor
+    log_weights: Tensor
+
+
 class TranslationModel(nn.Module, ABC):
     """A model p(target | source) that is trained by `forward` and decoded by `start` and `step`.
 
@@ -69,6 +81,22 @@ class TranslationModel(nn.Module, ABC):
             source_lengths: int64 [B].
             target: int64 [B, T], the tokens read: bos w_1 ... w_n, padded.
             observe: also return attention weights.
+        """
+
+    @abstractmethod
+    def guided(self, source: Tensor, source_lengths: Tensor, target: Tensor, links: Tensor) -> Guided:
+        """As `forward`, and the log weights of single links of the model's attention, for guided alignment.
+
+        Memory grows with the number of links, not with T x S.
+
+        Args:
+            source: int64 [B, S], padded.
+            source_lengths: int64 [B].
+            target: int64 [B, T], the tokens read, padded.
+            links: int64 [P, 3], (row, target position, source position).
+
+        Raises:
+            ArgumentError: the model has no attention.
         """
 
     @abstractmethod

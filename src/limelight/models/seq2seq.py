@@ -24,8 +24,8 @@ from limelight.layers import (
     RecurrentStack,
 )
 from limelight.masks import Mask, lengths
-from limelight.models.config import Seq2SeqConfig
-from limelight.models.protocol import DecodingState, Teacher, TranslationModel
+from limelight.models.config import GUIDABLE, Seq2SeqConfig
+from limelight.models.protocol import DecodingState, Guided, Teacher, TranslationModel
 
 
 class Memory(NamedTuple):
@@ -44,11 +44,28 @@ class Memory(NamedTuple):
     summary: Tensor
 
 
+class Read(NamedTuple):
+    """What a decoder makes of the reference.
+
+    Attributes:
+        features: [B, T, C].
+        weights: [B, T, S], or None.
+        log_weights: [P] of the links asked for, or None.
+    """
+
+    features: Tensor
+    weights: Tensor | None
+    log_weights: Tensor | None
+
+
 class Decoder(nn.Module, ABC):
     """A recurrent decoder: leaves differ in what is attended to, when, and what becomes the output's features.
 
     Beams are a tuple whose first tensor is the recurrent state [B, K, layers, W].
     """
+
+    attends_before: bool
+    """Whether a step attends with the state before it; else with the one after."""
 
     def __init__(self, config: Seq2SeqConfig, extra_input: int):
         super().__init__()
@@ -71,15 +88,26 @@ class Decoder(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Embedded tokens [B, K, embedding] -> features [B, K, C], weights [B, K, S] or None, new beams."""
 
-    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
-        """Embedded tokens [B, T, embedding] -> features [B, T, C], weights [B, T, S] or None; step by step."""
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool, links: Tensor | None = None) -> Read:
+        """Embedded tokens [B, T, embedding] -> features, weights, and log weights of links; step by step."""
         beams = self.start(memory)
-        features, weights = [], []
+        features, weights, states = [], [], [beams[0]]
         for x in embedded.split(1, 1):
             feature, weight, beams = self.step(x, beams, memory, mask, observe)
             features.append(feature)
             weights.append(weight)
-        return Teacher(torch.cat(features, 1), torch.cat(weights, 1) if observe and weights[0] is not None else None)
+            states.append(beams[0])
+        log_weights = None
+        if links is not None:
+            # All steps' queries at once: what a state attends to does not depend on when it is asked.
+            queries = self.rnn.output(torch.cat(states[:-1] if self.attends_before else states[1:], 1))
+            log_weights = self._link_weights(queries, memory, links, mask)
+        seen = torch.cat(weights, 1) if observe and weights[0] is not None else None
+        return Read(torch.cat(features, 1), seen, log_weights)
+
+    def _link_weights(self, queries: Tensor, memory: Memory, links: Tensor, mask: Mask) -> Tensor:
+        assert isinstance(self.attention, MemoryAttention)  # all that are GUIDABLE
+        return self.attention.log_weights(queries, memory.keys, links, mask)
 
     def _advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step of all hypotheses: x [B, K, ...], state [B, K, layers, W] -> output [B, K, hidden], state."""
@@ -94,10 +122,12 @@ class BahdanauDecoder(Decoder):
     a maxout instead of a tanh.
     """
 
+    attends_before = True
+
     def __init__(self, config: Seq2SeqConfig):
         memory_width = 2 * config.hidden
         super().__init__(config, memory_width)
-        self.attention: MemoryAttention = BahdanauAttention(config.hidden, memory_width, config.hidden)
+        self.attention = BahdanauAttention(config.hidden, memory_width, config.hidden)
         self.readout = nn.Linear(config.hidden + config.embedding + memory_width, config.hidden)
 
     def keys(self, values: Tensor) -> Tensor:
@@ -158,6 +188,8 @@ class LuongDecoder(Decoder):
     Luong et al. (2015), sections 3 to 3.3.
     """
 
+    attends_before = False
+
     def __init__(self, config: Seq2SeqConfig):
         super().__init__(config, config.hidden if config.input_feeding else 0)
         memory_width = 2 * config.hidden
@@ -190,13 +222,14 @@ class LuongDecoder(Decoder):
         times = (beams[-1] + 1,) if self.timed else ()
         return features, weights, (state, *fed, *times)
 
-    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool, links: Tensor | None = None) -> Read:
         """Without input feeding no step waits for another's attention: one recurrent pass, one call to `attend`."""
         if self.feeding:
-            return super().forward(embedded, memory, mask, observe)
+            return super().forward(embedded, memory, mask, observe, links)
         state, *_ = self.start(memory)
         output = self.rnn(embedded, state.squeeze(1))  # [B, T, hidden]
-        return Teacher(*self._attentional(output, memory, mask, None, observe))
+        log_weights = None if links is None else self._link_weights(output, memory, links, mask)
+        return Read(*self._attentional(output, memory, mask, None, observe), log_weights)
 
     def _attentional(
         self, output: Tensor, memory: Memory, mask: Mask, times: Tensor | None, observe: bool
@@ -257,12 +290,12 @@ class FixedVectorDecoder(Decoder):
         output, state = self._advance(torch.cat([embedded, summary], -1), beams[0])
         return self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None, (state,)
 
-    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool) -> Teacher:
-        """One recurrent pass."""
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool, links: Tensor | None = None) -> Read:
+        """One recurrent pass; without attention there are no weights."""
         summary = memory.summary.unsqueeze(1).expand(-1, embedded.shape[1], -1)
         (state,) = self.start(memory)
         output = self.rnn(torch.cat([embedded, summary], -1), state.squeeze(1))
-        return Teacher(self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None)
+        return Read(self.readout(torch.cat([output, embedded, summary], -1)).tanh(), None, None)
 
 
 class Seq2Seq(TranslationModel):
@@ -294,8 +327,20 @@ class Seq2Seq(TranslationModel):
         """See `TranslationModel.forward`."""
         memory = self._encode(source, source_lengths)
         embedded = self.dropout(self.target_embedding(target))
-        features, weights = self.decoder(embedded, memory, lengths(source_lengths), observe)
+        features, weights, _ = self.decoder(embedded, memory, lengths(source_lengths), observe)
         return Teacher(self.dropout(self.to_output(features)), weights)
+
+    def guided(self, source: Tensor, source_lengths: Tensor, target: Tensor, links: Tensor) -> Guided:
+        """See `TranslationModel.guided`."""
+        if self.config.attention not in GUIDABLE:
+            raise ArgumentError(
+                f"links: can guide the attentions {', '.join(GUIDABLE)}, got a model with "
+                f"attention={self.config.attention!r}; take one of these"
+            )
+        memory = self._encode(source, source_lengths)
+        embedded = self.dropout(self.target_embedding(target))
+        features, _, log_weights = self.decoder(embedded, memory, lengths(source_lengths), False, links)
+        return Guided(self.dropout(self.to_output(features)), log_weights)
 
     def start(self, source: Tensor, source_lengths: Tensor) -> DecodingState:
         """See `TranslationModel.start`."""

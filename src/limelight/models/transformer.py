@@ -17,7 +17,7 @@ from limelight.layers import (
 )
 from limelight.masks import Mask, lengths
 from limelight.models.config import TransformerConfig
-from limelight.models.protocol import DecodingState, Teacher, TranslationModel
+from limelight.models.protocol import DecodingState, Guided, Teacher, TranslationModel
 
 
 class Transformer(TranslationModel):
@@ -46,15 +46,14 @@ class Transformer(TranslationModel):
 
     def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor, *, observe: bool = False) -> Teacher:
         """See `TranslationModel.forward`."""
-        mask = lengths(source_lengths)
-        memory = self._encode(source, mask)
-        x = self._embed(self.target_embedding, target, 0)
-        seen = None
-        for i, block in enumerate(self._decoder_blocks()):
-            key, value = block.cross_attention.keys_values(memory)
-            x, weights = block(x, key, value, mask, observe=observe and self._shows(i))
-            seen = weights if weights is not None else seen
-        return Teacher(self.decoder_norm(x), seen)
+        features, weights, _ = self._read(source, source_lengths, target, observe)
+        return Teacher(features, weights)
+
+    def guided(self, source: Tensor, source_lengths: Tensor, target: Tensor, links: Tensor) -> Guided:
+        """See `TranslationModel.guided`; of the alignment layer's cross-attention."""
+        features, _, log_weights = self._read(source, source_lengths, target, False, links)
+        assert log_weights is not None
+        return Guided(features, log_weights)
 
     def start(self, source: Tensor, source_lengths: Tensor) -> DecodingState:
         """See `TranslationModel.start`; the memory is each decoder block's keys and values, and the lengths."""
@@ -73,10 +72,31 @@ class Transformer(TranslationModel):
         for i, block in enumerate(self._decoder_blocks()):
             past = (state.beams[2 * i], state.beams[2 * i + 1]) if state.beams else None
             key, value = parts[2 * i], parts[2 * i + 1]
-            x, weights, present = block.step(x, past, key, value, mask, observe=observe and self._shows(i))
+            x, weights, present = block.step(
+                x, past, key, value, mask, observe=observe and self._shows(i), head=self.config.alignment_head
+            )
             seen = weights if weights is not None else seen
             beams.extend(present)
         return self.decoder_norm(x), seen, DecodingState(state.memory, tuple(beams), state.position + 1)
+
+    def _read(
+        self, source: Tensor, source_lengths: Tensor, target: Tensor, observe: bool, links: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Features [B, T, C]; of the block that shows, weights [B, T, S] or None and log weights [P] or None."""
+        mask = lengths(source_lengths)
+        memory = self._encode(source, mask)
+        x = self._embed(self.target_embedding, target, 0)
+        seen = log_weights = None
+        for i, block in enumerate(self._decoder_blocks()):
+            key, value = block.cross_attention.keys_values(memory)
+            x = block.attend_past(x)
+            if links is not None and self._shows(i):
+                log_weights = block.log_weights(x, key, links, mask, head=self.config.alignment_head)
+            x, weights = block.attend_memory(
+                x, key, value, mask, observe=observe and self._shows(i), head=self.config.alignment_head
+            )
+            seen = weights if weights is not None else seen
+        return self.decoder_norm(x), seen, log_weights
 
     def _decoder_blocks(self) -> Iterator[TransformerDecoderLayer]:
         return cast("Iterator[TransformerDecoderLayer]", iter(self.decoder))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.contract import float_dtypes
 from limelight.errors import ArgumentError
-from limelight.masks.block import Block, Selector, fold_lead, pick
+from limelight.masks.block import Block, Selector, pick
 from limelight.scores.protocol import Score, TileGradient
 
 
@@ -31,7 +31,9 @@ class Gaussian(Score):
         """The inner score fits, and there is a centre for each query."""
         self.inner.check(query, key)
         want = (*query.shape[:-3], query.shape[-2])
-        if tuple(self.centre.shape) != want or self.centre.device != query.device:
+        # A view keeps the query with its leading axes folded into one.
+        fits = self.centre.shape[-1:] == want[-1:] and self.centre.numel() == math.prod(want)
+        if not fits or self.centre.device != query.device:
             raise ArgumentError(
                 f"score gaussian(centre): centre must have one place per query, {list(want)} on {query.device}; it is "
                 f"{list(self.centre.shape)} on {self.centre.device}."
@@ -98,7 +100,7 @@ class Gaussian(Score):
 
     def _away(self, centre: Tensor, block: Block) -> Tensor:
         """J - p, [n, 1, t, s]."""
-        places = pick(pick(fold_lead(centre, block.lead, 1), 0, block.batch), 1, block.rows)
+        places = pick(pick(centre.reshape(math.prod(block.lead), block.queries), 0, block.batch), 1, block.rows)
         return block.column_index().to(places.dtype) - places[:, None, :, None]
 
 

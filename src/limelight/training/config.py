@@ -66,6 +66,9 @@ class TrainingConfig:
         weight_decay: of AdamW.
         betas: decay of the two running means.
         label_smoothing: ε.
+        guided_weight: λ of guided alignment, which is added to the loss per target token: λ times the cross-entropy
+            between the links of the token and its attention. Used where the corpus has links (`guided_alignment`). The
+            default is that of Garg et al. (2019).
         clip: gradients are scaled down to this norm; 0 for no clipping.
         validate_every: updates between two validations; None is once an epoch.
         patience: validations without a better BLEU after which training stops; 0 never stops early.
@@ -91,6 +94,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     label_smoothing: float = 0.1
+    guided_weight: float = 0.05
     clip: float = 1.0
     validate_every: int | None = None
     patience: int = 0
@@ -119,6 +123,7 @@ class TrainingConfig:
         for name in ("clip", "weight_decay", "save_seconds"):
             _number(name, getattr(self, name))
         _number("rate", self.rate, above=True)
+        _number("guided_weight", self.guided_weight, above=True)
         if self.minutes is not None:
             _number("minutes", self.minutes, above=True)
         if self.optimizer not in ("adam", "adamw"):

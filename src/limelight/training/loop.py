@@ -19,7 +19,7 @@ from limelight.run_folder import RunFolder
 from limelight.training.checkpoint import Progress, average, load_state, save_state, snapshot
 from limelight.training.config import TrainingConfig
 from limelight.training.log import append_line
-from limelight.training.losses import output_loss
+from limelight.training.losses import guided_loss, output_loss
 from limelight.training.progress import Display, Report, Speed
 from limelight.training.schedules import rate_factor
 from limelight.training.signals import StopRequest
@@ -197,13 +197,18 @@ class Trainer:
         read, predict = batch.target[:, :-1], batch.target[:, 1:]
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            features, _ = self.model(batch.source, batch.source_lengths, read)
+            if batch.links is None:
+                features, log_weights = self.model(batch.source, batch.source_lengths, read).features, None
+            else:
+                features, log_weights = self.model.guided(batch.source, batch.source_lengths, read, batch.links)
         # Only real positions reach the output layer, the largest product of all.
         real = torch.arange(read.shape[1], device=self.device) < batch.target_lengths[:, None]
         output = self.model.output
         loss, likelihood = output_loss(
             features[real], output.weight, output.bias, predict[real], label_smoothing=self.config.label_smoothing
         )
+        if log_weights is not None and batch.shares is not None:
+            loss = loss + self.config.guided_weight * guided_loss(log_weights, batch.shares)
         (loss / batch.target_tokens).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if not math.isfinite(float(norm)):

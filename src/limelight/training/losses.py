@@ -1,4 +1,4 @@
-"""The training loss: label-smoothed cross-entropy of an output layer, without ever holding all logits."""
+"""The training losses: guided alignment; cross-entropy of an output layer, without ever holding all logits."""
 
 import torch
 from torch import Tensor
@@ -29,6 +29,19 @@ def output_loss(
         Both are sums over tokens, in nats.
     """
     return _OutputLoss.apply(features, weight, bias, target, label_smoothing)  # pyright: ignore
+
+
+def guided_loss(log_weights: Tensor, shares: Tensor) -> Tensor:
+    """-Σ_p share_p log w_p over links p: the cross-entropy between the links and the attention, summed, in nats.
+
+    Chen et al. (2016), "Guided alignment training for topic-aware neural machine translation"; Garg et al. (2019),
+    "Jointly learning to align and translate with Transformer models".
+
+    Args:
+        log_weights: log w, [P], differentiable.
+        shares: [P]; those of one target token sum to 1.
+    """
+    return -(log_weights * shares).sum()
 
 
 class _OutputLoss(torch.autograd.Function):

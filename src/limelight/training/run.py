@@ -31,6 +31,7 @@ def train(
     out: str | Path,
     target: str | Path | None = None,
     dev_file: str | Path | Corpus | None = None,
+    guided_alignment: str | Path | None = None,
     model: str = "rnn",
     overwrite: bool = False,
     display: Display | None = None,
@@ -43,6 +44,9 @@ def train(
         out: the run folder to make.
         target: the file of target sentences, line by line with `corpus`.
         dev_file: a TSV to validate on; by default parts of the corpus are held out, see `DataConfig`.
+        guided_alignment: a file of word links in the Pharaoh format (`0-0 1-2`, source word - target word, counted from
+            0), a line for each line of the corpus, .gz too. The attention learns from them, with the weight
+            `guided_weight`; the sure links count, possible ones do not.
         model: "rnn" or "transformer".
         overwrite: replace what an earlier run left in `out`, once all is ready for the first update.
         display: shows the progress; by default a bar in a terminal, lines elsewhere.
@@ -62,10 +66,11 @@ def train(
         '¡Buenos días!'
     """
     keep_freed_memory()
-    data, training, sizes = sort_settings(model, settings)
+    guided = guided_alignment is not None or (isinstance(corpus, Corpus) and corpus.links is not None)
+    data, training, sizes = sort_settings(model, settings, guided=guided)
     find_device(training.device)
     most_words = settings.get("max_words")
-    text = _as_corpus(corpus, target, most_words)
+    text = _as_corpus(corpus, target, most_words, guided_alignment)
     dev_text = None if dev_file is None else _as_corpus(dev_file, None, most_words)
     run, display = RunFolder(Path(out)), display or default_display()
     _check_readable(run, text, dev_text)
@@ -114,7 +119,7 @@ def resume(out: str | Path, *, display: Display | None = None, **settings: Any) 
                 "the weights will differ in their last bits"
             )
         net = run.build_model().to(find_device(changed.device))
-        trainer = _trainer(net, reopen(run, data, stored.get("dev_checksum")), run, changed, display)
+        trainer = _trainer(net, _reopen(run, data, stored), run, changed, display)
         trainer.resume()
         if changed != training:
             run.write_config(stored | {"training": asdict(changed)})
@@ -173,6 +178,7 @@ def _begin(
                 "dev_checksum": file_checksum(run.data / "dev.tsv"),
                 "corpus": [str(path) for path in corpus.paths],
                 "dev_file": [] if dev_corpus is None else [str(path) for path in dev_corpus.paths],
+                "guided_alignment": [] if corpus.links is None else [str(corpus.links)],
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
                 "command": sys.argv,
@@ -195,15 +201,24 @@ def _trainer(
     return Trainer(net, translator, batches, prepared.dev, run, training, display)
 
 
-def _as_corpus(corpus: str | Path | Corpus, target: str | Path | None, max_words: int | None) -> Corpus:
+def _reopen(run: RunFolder, data: DataConfig, stored: dict[str, Any]) -> Prepared:
+    return reopen(run, data, stored.get("dev_checksum"), guided=bool(stored.get("guided_alignment")))
+
+
+def _as_corpus(
+    corpus: str | Path | Corpus, target: str | Path | None, max_words: int | None, links: str | Path | None = None
+) -> Corpus:
+    given: dict[str, Any] = {} if links is None else {"links": Path(links)}
     if isinstance(corpus, Corpus):
         if target is not None:
             raise ArgumentError("target: the corpus has its target sentences already; leave target out")
-        return corpus if max_words is None else replace(corpus, max_words=max_words)
+        if max_words is not None:
+            given["max_words"] = max_words
+        return replace(corpus, **given)
     most = DataConfig.max_words if max_words is None else max_words
     if target is None:
-        return Corpus(tsv=Path(corpus), max_words=most)
-    return Corpus(source=Path(corpus), target=Path(target), max_words=most)
+        return Corpus(tsv=Path(corpus), max_words=most, **given)
+    return Corpus(source=Path(corpus), target=Path(target), max_words=most, **given)
 
 
 def _check_readable(run: RunFolder, *corpora: Corpus | None) -> None:
@@ -216,7 +231,7 @@ def _check_readable(run: RunFolder, *corpora: Corpus | None) -> None:
     for corpus in corpora:
         if corpus is None:
             continue
-        for path in corpus.paths:
+        for path in (*corpus.paths, *([corpus.links] if corpus.links else [])):
             if path.resolve() in replaced:
                 raise ArgumentError(
                     f"corpus: {path} is part of the run in {run.path}, which a new run would replace; copy it "

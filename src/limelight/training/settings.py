@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from limelight.errors import ArgumentError
-from limelight.models import Seq2SeqConfig, TransformerConfig, model_config
+from limelight.models import GUIDABLE, Seq2SeqConfig, TransformerConfig, model_config
 from limelight.training.config import DataConfig, TrainingConfig
 
 CHANGEABLE = ("epochs", "updates", "minutes", "patience", "save_seconds", "device", "threads")
@@ -22,8 +22,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, TrainingConfig, dict[str, Any]]:
+def sort_settings(
+    model: str, settings: Mapping[str, Any], *, guided: bool = False
+) -> tuple[DataConfig, TrainingConfig, dict[str, Any]]:
     """Which setting belongs to the data, which to training, which to the model; checked.
+
+    With `guided` the attention learns from word links: by default in one head of the last but one decoder block of a
+    Transformer (Garg et al. 2019), which then is its alignment.
 
     Raises:
         ArgumentError: a name that none has (with near misses), or a value out of range.
@@ -43,6 +48,16 @@ def sort_settings(model: str, settings: Mapping[str, Any]) -> tuple[DataConfig, 
         sorted_out[kind][name] = value
     data, training = DataConfig(**sorted_out[DataConfig]), TrainingConfig(**sorted_out[TrainingConfig])
     sizes = sorted_out[_MODEL_FIELDS[model]]
+    if guided and model == "transformer":
+        blocks = sizes.get("decoder_layers", TransformerConfig.decoder_layers)
+        sizes = {"alignment_head": 0, "alignment_layer": -2 if blocks != 1 else -1} | sizes
+    if guided and sizes.get("attention", GUIDABLE[0]) not in GUIDABLE:
+        raise ArgumentError(
+            f"guided_alignment: word links can guide the attentions {', '.join(GUIDABLE)}, "
+            f"got attention={sizes['attention']!r}; choose one of these"
+        )
+    if "guided_weight" in settings and not guided:
+        raise ArgumentError("guided_weight: needs word links to learn from; give guided_alignment (FILE) too")
     if sizes.get("shared_embeddings") and not data.joint:
         raise ArgumentError("shared_embeddings: needs one vocabulary for both sides; set joint too (--joint)")
     # The model's own rules speak now, not after the corpus has been read; any size of vocabulary will do.

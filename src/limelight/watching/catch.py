@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from limelight.attend import attend, can_run, look
-from limelight.errors import ArgumentError
+from limelight.attend import attend, look
+from limelight.errors import ArgumentError, BackendError
 from limelight.interop.torch_attention import Meaning, meaning
 from limelight.listening import Listener, listening_to
 from limelight.scores import dot
@@ -28,6 +28,7 @@ _MULTI_HEAD = F.multi_head_attention_forward
 _PRODUCTS = frozenset({torch.bmm, torch.baddbmm})
 _ALL_PRODUCTS = _PRODUCTS | {torch.matmul, torch.einsum, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.baddbmm}
 _SOFTMAXES = frozenset({F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax})
+_CAUGHT = frozenset({_SDPA, _MULTI_HEAD}) | _ALL_PRODUCTS | _SOFTMAXES
 _EAGER = "it multiplies query and key and takes the softmax itself, and no function is called that could be caught"
 
 
@@ -72,7 +73,7 @@ class Catcher(TorchFunctionMode, Listener):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._busy:
+        if func not in _CAUGHT or self._busy:
             return func(*args, **kwargs)
         if func is _SDPA:
             wanting = self._wanting()
@@ -128,8 +129,9 @@ class Catcher(TorchFunctionMode, Listener):
         with self._silence():
             if _plain(query) and not torch.is_autocast_enabled(query.device.type):
                 wanted = meaning(*args, **kwargs)
-                if not wanted.dropout and _natively(wanted):
-                    output, view = look(*wanted[:3], **wanted.options(), backend="native", observe=observe)
+                found = None if wanted.dropout else _natively(wanted, observe)
+                if found is not None:
+                    output, view = found
                     _record(wanting, view)
                     return output if query.ndim > 2 else output.squeeze(0)
             output = _SDPA(*args, **kwargs)
@@ -241,12 +243,13 @@ def _plain(tensor: Any) -> bool:
     return tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
 
 
-def _natively(call: Meaning) -> bool:
+def _natively(call: Meaning, observe: Sequence[Observation]) -> tuple[Tensor, AttentionView] | None:
+    """Output and view from our native kernel, or None where it cannot run the call."""
     try:
-        return can_run("native", *call[:3], **call.options())
-    except ArgumentError:
-        # torch may know what it means, or has the better words for what is wrong.
-        return False
+        return look(*call[:3], **call.options(), backend="native", observe=observe)
+    except (ArgumentError, BackendError):
+        # Of what is wrong, torch may know what it means, or has the better words for it.
+        return None
 
 
 @torch.no_grad()

@@ -14,6 +14,12 @@ from torch.utils.hooks import RemovableHandle
 
 from limelight.errors import ArgumentError, WatchError
 
+# Layers that hold no other and attend to nothing: most modules of a model, so that not hooking them is worth it.
+_PLAIN = frozenset(
+    {nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.Dropout, nn.Identity, nn.Conv1d, nn.Conv2d}
+    | {nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softmax}
+)
+
 
 def chosen(model: nn.Module, layers: str | Sequence[str] | None) -> set[str]:
     """The paths of the modules that a pattern, or one of several, names: the module itself or one it lies in.
@@ -67,6 +73,10 @@ class Place:
 
     def __enter__(self) -> Place:
         for path, module in self._model.named_modules():
+            # A plain layer that was chosen without what it lies in is hooked, to be known to have run.
+            alone = not path or (path in self._wanted and path.rpartition(".")[0] not in self._wanted)
+            if type(module) in _PLAIN and not alone:
+                continue
             running = (path, path in self._wanted)
             self._hooks.append(module.register_forward_pre_hook(self._entering(*running)))
             self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))

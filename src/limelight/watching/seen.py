@@ -82,7 +82,7 @@ class Seen(Mapping[str, list[One]], Generic[One]):
     """Module path -> what each of its attention calls showed, in the order of the calls.
 
     `unseen` maps the paths of modules that were found to attend in a way that cannot be watched to the reason. `ran`
-    are the paths of all watched modules that were run inside the block.
+    are the paths of all watched modules that were run inside the block, but for plain layers such as `nn.Linear`.
 
     Errors: WatchError, a KeyError, for a path without attention calls, and from iterating where there were none at all;
     it says what was seen instead.
@@ -134,8 +134,9 @@ class Seen(Mapping[str, list[One]], Generic[One]):
                 "No attention call was seen: no module of the watched model, or of the layers chosen, was run inside "
                 "the block by the thread that entered it. Call the model inside the block."
             )
+        count = f"{len(self.ran)} module{'s' if len(self.ran) > 1 else ''}"
         return (
-            f"No attention call was seen: {len(self.ran)} modules ran, and none of them called "
+            f"No attention call was seen: {count} ran, and none of them called "
             f"F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend.{self._hint}"
         )
 
