@@ -247,9 +247,10 @@ def test_blocks_cross_their_borders(monkeypatch):
         pytest.skip("the torch backend has no blocks")
     monkeypatch.setattr(blocks, "_BLOCK", B * T * 3 * 3)
     mine, other = pair("MultiHeadAttention", X, Y, Z, num_heads=3, key_dim=5, sliding_window=9)
+    inputs = (X[:, :12], Y, Z)  # the thirteenth row would see no key, which is another test
     with ours.computed("blocks"):
-        found = outcome(mine, X, Y, Z, use_causal_mask=True, value_mask=GAPS)
-    want = outcome(other, X, Y, Z, use_causal_mask=True, value_mask=GAPS)
+        found = outcome(mine, *inputs, use_causal_mask=True, value_mask=GAPS)
+    want = outcome(other, *inputs, use_causal_mask=True, value_mask=GAPS)
     np.testing.assert_allclose(found[0], want[0], **TOLERANCE)
     for one, other_one in zip(found[1], want[1], strict=True):
         np.testing.assert_allclose(one, other_one, rtol=1e-4, atol=2e-5)
@@ -267,3 +268,18 @@ def test_dtypes(name, policy):
         assert keras.backend.standardize_dtype(found.dtype) == keras.backend.standardize_dtype(want.dtype)
         one, other_one = (array(ops.cast(each, "float32")) for each in (found, want))
         assert np.abs(one - other_one).max() <= 8 * unit * np.abs(other_one).max()
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 unless told so")
+@pytest.mark.parametrize("name", LAYERS)
+def test_float64(name):
+    """Where Keras computes in float64: its fused path on torch casts to float32, and its scale on TensorFlow is rounded
+    to float32 everywhere, which 1 / sqrt(4) does not mind."""
+    width = {"key_dim": 4} if name == "MultiHeadAttention" else {"head_dim": 4}
+    mine, other = pair(name, X, Y, dtype="float64", **LAYERS[name] | width)
+    want = array(other(X, Y, use_causal_mask=True, return_attention_scores=True)[0])
+    for way in WAYS:
+        with ours.computed(way):
+            found = array(mine(X, Y, use_causal_mask=True))
+        assert found.dtype == want.dtype == np.float64
+        assert np.abs(found - want).max() <= 2**-47 * np.abs(want).max()

@@ -82,7 +82,7 @@ def _jax(layer: Any, call: Any, inputs: list[Any]) -> Any:
 
     weights = [one.value for one in layer.trainable_variables]
     tensors = [ops.convert_to_tensor(one) for one in inputs]
-    (_, output), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(tensors, weights)
+    (_, output), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(tensors, weights)  # fit is compiled
     return array(output), [array(one) for one in (*grads[0], *grads[1])]
 
 

@@ -9,6 +9,8 @@ float32 or wider. What is left of a query or a key that a mask of its own hides 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +33,15 @@ def attention(settings: Settings, tensors: Tensors) -> Any:
     def run(*inputs: Any) -> Any:
         have = iter(inputs)
         problem = _Problem.of(settings, Tensors(*(next(have) if there else None for there in given), *others))
-        output, lse = problem.forward()
+        with _unrecorded():
+            output, lse = problem.forward()
         result = ops.cast(ops.transpose(output, (0, 2, 1, 3)), inputs[2].dtype)
 
         def gradient(*to_output: Any, upstream: Any = None) -> Any:
             slope = to_output[0] if upstream is None else upstream
+            return _once(backward, slope, *inputs)
+
+        def backward(slope: Any, *_: Any) -> tuple[Any, ...]:
             slope = ops.cast(ops.transpose(slope, (0, 2, 1, 3)), output.dtype)
             grads = problem.backward(output, lse, slope)
             return tuple(ops.cast(grad, one.dtype) for grad, one in zip(grads, inputs, strict=True))
@@ -43,6 +49,24 @@ def attention(settings: Settings, tensors: Tensors) -> Any:
         return result, gradient
 
     return run(*(one for one in tensors[:DIFFERENTIABLE] if one is not None))
+
+
+def _unrecorded() -> AbstractContextManager[Any]:
+    """TensorFlow outside of graphs would keep every block for gradients that we compute ourselves."""
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    from limelight.interop.keras import on_tensorflow
+
+    return on_tensorflow.unrecorded()
+
+
+def _once(function: Callable[..., Any], *tensors: Any) -> Any:
+    """`function(*tensors)`, gradients: on TensorFlow unrecorded too, and none are to be had of them."""
+    if keras.backend.backend() != "tensorflow":
+        return function(*tensors)
+    from limelight.interop.keras import on_tensorflow
+
+    return on_tensorflow.once(function, tensors)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ TensorFlow hands a callback its own memory as NumPy arrays. XLA knows no callbac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -58,23 +60,35 @@ def attention(settings: Settings, tensors: Tensors) -> Any:
 
 
 def _gradient(function: Any, arrays: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-    """The gradients, which have none themselves."""
-
-    @tf.custom_gradient
     def run(*arrays: Any) -> Any:
         grads = _call(function, arrays, tuple(one.dtype for one in inputs))
         for grad, one in zip(grads, inputs, strict=True):
             grad.set_shape(one.shape)
+        return tuple(grads)
 
+    return once(run, arrays)
+
+
+def unrecorded() -> AbstractContextManager[Any]:
+    """Where no tape records what is computed at once; in a graph there is no tape."""
+    return tf.init_scope() if tf.executing_eagerly() else nullcontext()
+
+
+def once(function: Callable[..., Any], tensors: tuple[Any, ...]) -> Any:
+    """`function(*tensors)`: gradients, which have none themselves."""
+
+    @tf.custom_gradient
+    def run(*tensors: Any) -> Any:
         def refuse(*_: Any) -> Any:
             raise ArgumentError(
                 "limelight's attention in Keras has no second derivatives on TensorFlow. "
                 "Use keras.layers' own layer where you differentiate twice."
             )
 
-        return tuple(grads), refuse
+        with unrecorded():
+            return function(*tensors), refuse
 
-    return run(*arrays)
+    return run(*tensors)
 
 
 def _call(function: Any, arrays: tuple[Any, ...], dtypes: tuple[Any, ...]) -> Any:
