@@ -26,6 +26,7 @@ def run(backend: str, *command: str, **options):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of XLA, for whom compiling is most of the time
     done = subprocess.run(
         [sys.executable, *command],
         env=environment,
