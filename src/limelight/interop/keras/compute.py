@@ -26,7 +26,7 @@ def computed(way: str) -> Iterator[None]:
 
     "kernels": our own kernels; TensorFlow and JAX reach them by a callback, on the CPU. "blocks": block by block in
     `keras.ops`, which XLA compiles, runs anywhere and can be exported. "auto", as without this: kernels where they can
-    be reached, which measures faster, else blocks. On the torch backend every way means `limelight.attend`.
+    be reached, else blocks. On the torch backend every way means `limelight.attend`.
 
     Errors: ArgumentError for another name.
 
