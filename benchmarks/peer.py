@@ -119,9 +119,8 @@ def _memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
-def main() -> None:
-    """Answer orders until the input ends."""
-    make = {"keras": keras_sides, "jax": jax_sides}[sys.argv[1]]
+def serve(make: Callable[[dict[str, Any]], dict[str, Side]]) -> None:
+    """Answer orders until the input ends; `make` sets up a case and gives its sides."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the framework prints is no answer
     sides: dict[str, Side] = {}
@@ -144,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve({"keras": keras_sides, "jax": jax_sides}[sys.argv[1]])

@@ -7,13 +7,13 @@ from typing import Any
 
 
 class Process:
-    """`peer.py NAME`, run by another Python."""
+    """`peer.py NAME`, run by another Python; or any other command that serves in the same way."""
 
-    def __init__(self, python: Path, name: str):
+    def __init__(self, python: Path, name: str, *command: str):
         self.name = name
-        script = Path(__file__).with_name("peer.py")
+        arguments = command or (str(Path(__file__).with_name("peer.py")), name)
         self._process = subprocess.Popen(
-            [str(python), str(script), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(python), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def prepare(self, case: dict[str, Any]) -> list[str]:

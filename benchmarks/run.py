@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import later, multihead, normalizers, operation, translation, watch
+from benchmarks import keras_layers, later, multihead, normalizers, operation, translation, watch
 from benchmarks.timing import machine, product_peak
 from limelight.allocator import keep_freed_memory
 from limelight.files import atomic_write
@@ -23,13 +23,13 @@ _RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     """Parse the arguments, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ("operation", "later", "multihead", "watch", "translation", "normalizers")
+    known = ("operation", "later", "multihead", "watch", "translation", "normalizers", "keras")
     parser.add_argument("--only", choices=known, help="one part alone")
     parser.add_argument("--data", type=Path, help="a folder with Multi30k's files; without it the embedded phrases")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is timed")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing for each side of the operation")
     parser.add_argument("--peers", type=Path, help="a Python that has keras, tensorflow and jax, for the operation")
-    parser.add_argument("--case", default="", help="only the operation's cases with this in their name")
+    parser.add_argument("--case", default="", help="only the cases of operation and keras with this in their name")
     parser.add_argument(
         "--longest", type=int, default=watch.CASES[-1][1], help="tokens, of the parts watch and normalizers"
     )
@@ -49,6 +49,7 @@ def main() -> None:
         "translation": lambda: translation.rows(arguments.data, arguments.rounds),
         "watch": lambda: watch.rows(arguments.rounds, arguments.longest),
         "normalizers": lambda: normalizers.rows(arguments.rounds, min(arguments.longest, normalizers.LENGTHS[-1])),
+        "keras": lambda: keras_layers.rows(arguments.seconds, arguments.case),
     }
     for name, measure in parts.items():
         if arguments.only in (None, name):

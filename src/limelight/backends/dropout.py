@@ -12,15 +12,15 @@ from torch import Tensor
 
 from limelight.masks.block import Block, positions
 
-_FIRST, _SECOND = -2048144789, -1028477387
+FIRST, SECOND = -2048144789, -1028477387
 """The odd multipliers 0x85EBCA6B and 0xC2B2AE35 as signed 32-bit integers."""
 
 
 def _mix(bits: Tensor) -> Tensor:
     """Two rounds of multiply and shift on int32, in place."""
-    bits.mul_(_FIRST)
+    bits.mul_(FIRST)
     bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF))
-    bits.mul_(_SECOND)
+    bits.mul_(SECOND)
     bits.bitwise_xor_((bits >> 13).bitwise_and_(0x7FFFF))
     return bits
 
@@ -30,7 +30,7 @@ def _fresh(counter: Tensor, seed: int) -> Tensor:
     low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     bits = _mix(((counter & 0xFFFFFFFF) ^ low).to(torch.int32))
     bits.bitwise_xor_(_signed(high)).bitwise_xor_((counter >> 32).to(torch.int32))
-    return _mix(bits.mul_(_FIRST))
+    return _mix(bits.mul_(FIRST))
 
 
 def _signed(word: int) -> int:

@@ -51,6 +51,9 @@ def train(
         ),
     ] = None,
     window: Annotated[int | None, _option(_SIZES, "rnn: half of the window of local-m and local-p.", "10")] = None,
+    source_positions: Annotated[
+        int | None, _option(_SIZES, "rnn: places of the source that location attends to.", "256")
+    ] = None,
     input_feeding: Annotated[
         bool | None, _option(_SIZES, "rnn: Luong's input feeding.", "no", "--input-feeding")
     ] = None,

@@ -1,0 +1,134 @@
+"""keras.layers' Attention and AdditiveAttention, whose attention is ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from limelight.interop.keras import pairwise, told
+from limelight.interop.keras.scores import VIEW, refuse_overridden, refuse_symbolic, wanted
+
+_OWN = ("_calculate_scores", "_apply_scores", "_calculate_score_mask")
+"""What a subclass may have changed about Keras' computation."""
+
+
+class _Ours:
+    """How a call of either layer reaches `told.attention`."""
+
+    _theirs: Any
+    scale: Any
+    dropout: float
+
+    def call(
+        self: Any,
+        inputs: Any,
+        mask: Any = None,
+        training: bool = False,
+        return_attention_scores: bool = False,
+        use_causal_mask: bool = False,
+        return_attention_view: bool = False,
+    ) -> Any:
+        """As Keras' layer; with `return_attention_view` (output, view)."""
+        want = wanted(return_attention_scores, return_attention_view)
+        self._validate_inputs(inputs=inputs, mask=mask)
+        query, value = inputs[:2]
+        key = inputs[2] if len(inputs) > 2 else value
+        home = next(one for one in type(self).__mro__ if one in (Attention, AdditiveAttention))
+        changed = any(getattr(type(self), name) is not getattr(home, name) for name in _OWN)
+        odd = _broadcasts(query, value, mask)
+        if changed or odd:
+            refuse_overridden(return_attention_view, type(self).__name__)
+        if changed or odd or (want and want != VIEW):
+            return self._theirs.call(self, inputs, mask, training, bool(want), use_causal_mask)
+        query_mask, value_mask = mask[:2] if mask else (None, None)
+        allowed = told.described(None, query_mask, value_mask, use_causal_mask=use_causal_mask)
+        seed = self.seed_generator.next() if training and self.dropout > 0 else None
+        prepared, key, vector = self._prepared(query, key)
+        flat = tuple(told.one_head(one) for one in (prepared, key, value))
+        output, view = told.attention(1.0, self.dropout, flat, allowed, seed, want, vector)
+        output = ops.reshape(output, (*ops.shape(query)[:-1], value.shape[-1]))
+        return (output, view) if want else output
+
+    def compute_output_spec(self: Any, *args: Any, return_attention_view: bool = False, **kwargs: Any) -> Any:
+        """What the result looks like."""
+        refuse_symbolic(return_attention_view)
+        return self._theirs.compute_output_spec(self, *args, **kwargs)
+
+    def _calculate_scores(self: Any, query: Any, key: Any) -> Any:
+        """Dense scores; of additive ones without Keras' tensor of B x Tq x Tv x width."""
+        prepared, keys, vector = self._prepared(query, key)
+        if vector is None or len(query.shape) != 3:
+            return self._theirs._calculate_scores(self, query, key)
+        return pairwise.scores(prepared, keys, vector)
+
+    def _prepared(self, query: Any, key: Any) -> tuple[Any, Any, Any]:
+        """Query and key as the score takes them, and the vector of additive scores."""
+        raise NotImplementedError
+
+
+def _broadcasts(query: Any, value: Any, mask: Any) -> bool:
+    """Whether leading axes differ, or there are masks for more than three axes, which mean what they broadcast to."""
+    masked = mask is not None and any(one is not None for one in mask)
+    lead, other = query.shape[:-2], value.shape[:-2]
+    differ = len(lead) != len(other) or any(
+        None not in (one, two) and one != two for one, two in zip(lead, other, strict=True)
+    )
+    return differ or (masked and len(query.shape) != 3)
+
+
+@keras.saving.register_keras_serializable(package="limelight")
+class Attention(_Ours, keras.layers.Attention):
+    """`keras.layers.Attention` in linear memory, and with `return_attention_view=True` visible.
+
+    softmax(scale q·k) v, or with `score_mode="concat"` softmax(c Σ tanh(scale (q + k))) v: Luong, Pham, Manning 2015
+    (arXiv 1508.04025). Constructor, weights, masks, configuration and errors are those of Keras' layer, of which it is
+    a subclass. It differs in this:
+
+    - `call` also takes `return_attention_view`: the result is (output, `limelight.AttentionView` [B, 1, Tq, Tv]), in
+      torch's tensors, with the weights before dropout; eager only;
+    - a query that may attend to nothing gives 0, where Keras, which subtracts 1e9 from what is masked, gives it a mean
+      of the values;
+    - dropout drops other weights than Keras' does for the same seed, unless scores are returned.
+
+    Dense scores, subclasses with scores of their own, and masks for inputs of more than three axes take Keras' own
+    computation.
+
+    Errors: those of Keras; ArgumentError (a ValueError) for a view inside of a graph, or together with scores.
+
+    Example: `output, view = Attention()([query, value], return_attention_view=True)`.
+    """
+
+    _theirs = keras.layers.Attention
+
+    def _prepared(self, query: Any, key: Any) -> tuple[Any, Any, Any]:
+        if self.scale is not None:
+            query = ops.multiply(query, self.scale)
+        if self.score_mode == "dot":
+            return query, key, None
+        if self.scale is not None:
+            key = ops.multiply(key, self.scale)
+        ones = ops.ones((query.shape[-1],), dtype=query.dtype)
+        return query, key, ops.multiply(ones, self.concat_score_weight)
+
+
+@keras.saving.register_keras_serializable(package="limelight")
+class AdditiveAttention(_Ours, keras.layers.AdditiveAttention):
+    """`keras.layers.AdditiveAttention` in linear memory, and with `return_attention_view=True` visible.
+
+    softmax(Σ scale · tanh(q + k)) v, the score of Bahdanau, Cho, Bengio 2014 (arXiv 1409.0473, appendix A.1.2) of what
+    is projected already. Keras makes a tensor of B x Tq x Tv x width for it, here nothing is larger than the inputs. It
+    differs from Keras' layer as `Attention` does.
+
+    Errors: those of Keras; ArgumentError (a ValueError) for a view inside of a graph, or together with scores.
+
+    Example: `output, view = AdditiveAttention()([query, value], return_attention_view=True)`.
+    """
+
+    _theirs = keras.layers.AdditiveAttention
+
+    def _prepared(self, query: Any, key: Any) -> tuple[Any, Any, Any]:
+        if self.scale is None:
+            return query, key, ops.ones((query.shape[-1],), dtype=query.dtype)
+        return query, key, ops.multiply(ops.ones((query.shape[-1],), dtype=query.dtype), self.scale)

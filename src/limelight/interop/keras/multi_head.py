@@ -1,0 +1,204 @@
+"""keras.layers' MultiHeadAttention and GroupQueryAttention, whose attention is ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from limelight.interop.keras import told
+from limelight.interop.keras.scores import VIEW, refuse_overridden, refuse_symbolic, wanted
+
+
+@keras.saving.register_keras_serializable(package="limelight")
+class MultiHeadAttention(keras.layers.MultiHeadAttention):
+    """`keras.layers.MultiHeadAttention` in linear memory, and with `return_attention_view=True` visible.
+
+    softmax(q k / sqrt(key_dim), over the keys that the masks allow) v, for each head (Vaswani et al. 2017, arXiv
+    1706.03762, section 3.2). Constructor, weights, masks, configuration and errors are those of Keras' layer, of which
+    it is a subclass. It differs in this:
+
+    - `call` also takes `return_attention_view`: the result is (output, `limelight.AttentionView` [B, N, T, S]), in
+      torch's tensors; eager only;
+    - `return_attention_scores=True`, masks, `sliding_window` and dropout work whatever `flash_attention` says, which
+      has no meaning here;
+    - no (B, T, S) mask is made: a query that may attend to nothing gets 0 always, where Keras' fused path gives it the
+      mean of the values;
+    - dropout drops other weights than Keras' does for the same seed, unless scores are returned;
+    - the symbolic shape of the scores is (B, N, T, S), where Keras has (B, N, T, T).
+
+    Inputs of more than three axes with masks, and dense scores, take Keras' own computation.
+
+    Errors: those of Keras; ArgumentError (a ValueError) for a view inside of a graph, or together with scores.
+
+    Example: `output, view = MultiHeadAttention(8, 64)(x, x, use_causal_mask=True, return_attention_view=True)`.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int | None = None,
+        dropout: float = 0.0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        # Keras refuses dropout together with flash attention.
+        super().__init__(num_heads, key_dim, value_dim, 0.0, *args, **kwargs)
+        self._dropout = dropout
+        self._flash_attention = False
+
+    def call(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        query: Any,
+        value: Any,
+        key: Any = None,
+        query_mask: Any = None,
+        value_mask: Any = None,
+        key_mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+        return_attention_view: bool = False,
+    ) -> Any:
+        """As Keras' layer; with `return_attention_view` (output, view)."""
+        return super().call(
+            query,
+            value,
+            key,
+            query_mask,
+            value_mask,
+            key_mask,
+            attention_mask,
+            wanted(return_attention_scores, return_attention_view),
+            training,
+            use_causal_mask,
+        )
+
+    def compute_output_spec(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        query: Any,
+        value: Any,
+        key: Any = None,
+        query_mask: Any = None,
+        value_mask: Any = None,
+        key_mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+        return_attention_view: bool = False,
+    ) -> Any:
+        """What the result looks like; the scores are (B, N, T, S)."""
+        refuse_symbolic(return_attention_view)
+        output = super().compute_output_spec(query, value, key)
+        if not return_attention_scores:
+            return output
+        shape = (query.shape[0], self._num_heads, query.shape[1], value.shape[1])
+        return output, keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def _compute_attention_mask(self, query: Any, value: Any, **masks: Any) -> Any:
+        if type(self)._compute_attention is not MultiHeadAttention._compute_attention or len(query.shape) != 3:
+            return super()._compute_attention_mask(query, value, **masks)
+        return told.described(self._sliding_window, **masks)
+
+    def _compute_attention(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any = None,
+        training: bool | None = None,
+        return_attention_scores: Any = False,
+        use_causal_mask: bool = False,
+    ) -> Any:
+        """As in Keras' layer; `attention_mask` may be a description instead of a tensor."""
+        want, flat = return_attention_scores, len(query.shape) == 4
+        allowed = told.as_allowed(attention_mask, use_causal_mask)
+        if want != VIEW and (want or (allowed.anything and not flat)):
+            mask = told.multiplied_out(super()._compute_attention_mask, query, value, attention_mask)
+            return super()._compute_attention(query, key, value, mask, training, True, use_causal_mask)
+        axes, given = tuple(self._attention_axes), query
+        inputs = (query, key, value) if flat else tuple(told.folded(one, axes) for one in (query, key, value))
+        seed = self._dropout_layer.seed_generator.next() if training and self._dropout > 0 else None
+        output, view = told.attention(self._inverse_sqrt_key_dim, self._dropout, inputs, allowed, seed, want)
+        return (output if flat else told.unfolded(output, given, axes)), view
+
+
+@keras.saving.register_keras_serializable(package="limelight")
+class GroupedQueryAttention(keras.layers.GroupQueryAttention):
+    """`keras.layers.GroupQueryAttention` in linear memory, and with `return_attention_view=True` visible.
+
+    Query head u meets key head u // (num_query_heads / num_key_value_heads) (Ainslie et al. 2023, arXiv 2305.13245);
+    the keys are not repeated. It differs from Keras' layer as `MultiHeadAttention` does.
+
+    Errors: those of Keras; ArgumentError (a ValueError) for a view inside of a graph, or together with scores.
+
+    Example: `GroupQueryAttention(64, 8, 2)(x, x, use_causal_mask=True)`.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        num_query_heads: int,
+        num_key_value_heads: int,
+        dropout: float = 0.0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(head_dim, num_query_heads, num_key_value_heads, 0.0, *args, **kwargs)
+        self.dropout = dropout
+        self._flash_attention = False
+
+    def call(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        query: Any,
+        value: Any,
+        key: Any = None,
+        query_mask: Any = None,
+        value_mask: Any = None,
+        key_mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+        return_attention_view: bool = False,
+    ) -> Any:
+        """As Keras' layer; with `return_attention_view` (output, view)."""
+        want = wanted(return_attention_scores, return_attention_view)
+        theirs = keras.layers.GroupQueryAttention
+        masks = {"query_mask": query_mask, "value_mask": value_mask, "key_mask": key_mask}
+        masks |= {"attention_mask": attention_mask, "use_causal_mask": use_causal_mask}
+        scores = {"return_attention_scores": want, "training": training}
+        if type(self)._compute_attention is not theirs._compute_attention:
+            refuse_overridden(return_attention_view, type(self).__name__)
+            return super().call(query, value, key, **masks, **scores)
+        allowed = told.described(self.sliding_window, **masks)
+        key = value if key is None else key
+        gate = self._gate_dense(query) if self.use_gate else None
+        projected = self._query_dense(query), self._key_dense(key), self._value_dense(value)
+        output, scores = self._attention(*projected, allowed, training, want)
+        output = self._output_dense(output if gate is None else ops.multiply(output, gate))
+        return (output, scores) if want else output
+
+    def compute_output_spec(self, *args: Any, return_attention_view: bool = False, **kwargs: Any) -> Any:
+        """What the result looks like."""
+        refuse_symbolic(return_attention_view)
+        return super().compute_output_spec(*args, **kwargs)
+
+    def _attention(self, query: Any, key: Any, value: Any, allowed: Any, training: bool | None, want: Any) -> Any:
+        """(output [B, T, U, H], scores, view or None)."""
+        if want and want != VIEW:
+            self._return_attention_scores = True
+            mask = told.multiplied_out(super()._compute_attention_mask, query, value, allowed)
+            key, value = (ops.repeat(one, self.num_repeats, axis=2) for one in (key, value))
+            return super()._compute_attention(query, key, value, attention_mask=mask, training=training)
+        seed = self._dropout_layer.seed_generator.next() if training and self.dropout > 0 else None
+        inputs = (query, key, value)
+        return told.attention(self._inverse_sqrt_head_dim, self.dropout, inputs, allowed, seed, want)
+
+
+GroupQueryAttention = GroupedQueryAttention
+"""As Keras exports it; the class keeps the name that Keras' files know it by."""
