@@ -49,6 +49,6 @@ class LocationAttention(MemoryAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As every `MemoryAttention`; positions without a row are masked out."""
         if torch.compiler.is_exporting() or keys.shape[1] > len(self.weight):
-            known = lengths(torch.full((len(keys),), len(self.weight), device=keys.device))
+            known = lengths(torch.full((keys.shape[0],), len(self.weight), device=keys.device))
             mask = known if mask is None else mask & known
         return super().forward(state, keys, memory, mask, observe=observe)
