@@ -49,6 +49,10 @@ class OutputError(LimelightError, OSError):
     """A file could not be written: no space, no permission, or something is in the way."""
 
 
+class ExportError(LimelightError, RuntimeError):
+    """A model cannot be exported: a package is missing, or what was exported computes something else."""
+
+
 class StaleViewError(LimelightError, RuntimeError):
     """A view was asked after a tensor that it computes from was changed in place; the message names the tensor."""
 

@@ -13,7 +13,7 @@ from limelight.cli import train as train_module
 from limelight.models import Seq2SeqConfig, TransformerConfig
 from limelight.training import sort_settings
 
-COMMANDS = ("train", "translate", "evaluate", "align", "demo", "info")
+COMMANDS = ("train", "translate", "evaluate", "align", "export", "demo", "info")
 # What the command line leaves to the Python API, and what only the vocabularies decide.
 NOT_OPTIONS = {"betas", "alignment_layer", "alignment_head", "source_vocabulary", "target_vocabulary", "pad"}
 

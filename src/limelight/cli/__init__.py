@@ -40,10 +40,18 @@ def _limelight(
 
 
 def _register() -> None:
-    from limelight.cli import align, demo, evaluate, info, train, translate
+    from limelight.cli import align, demo, evaluate, export, info, train, translate
     from limelight.cli.guard import guarded
 
-    for command in (train.train, translate.translate, evaluate.evaluate, align.align, demo.demo, info.info):
+    for command in (
+        train.train,
+        translate.translate,
+        evaluate.evaluate,
+        align.align,
+        export.export,
+        demo.demo,
+        info.info,
+    ):
         # A paragraph is one line for typer, which otherwise keeps the line ends of the source file.
         paragraphs = (inspect.getdoc(command) or "").split("\n\n")
         app.command(help="\n\n".join(" ".join(part.split()) for part in paragraphs))(guarded(command))

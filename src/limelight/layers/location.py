@@ -27,8 +27,13 @@ class LocationAttention(MemoryAttention):
     def keys(self, memory: Tensor) -> Tensor:
         """The rows of the memory's positions, [B, S, Q]; 0 for positions that have none."""
         batch, keys, _ = memory.shape
-        rows = self.weight[:keys]
-        rows = nn.functional.pad(rows, (0, 0, 0, keys - len(rows)))
+        if torch.compiler.is_exporting():
+            # A length is a name there, so none is compared.
+            place, count = torch.arange(keys, device=memory.device), len(self.weight)
+            rows = torch.where((place < count)[:, None], self.weight[place.clamp(max=count - 1)], 0.0)
+        else:
+            rows = self.weight[:keys]
+            rows = nn.functional.pad(rows, (0, 0, 0, keys - len(rows)))
         return rows.expand(batch, -1, -1)
 
     def queries(self, state: Tensor) -> Tensor:
@@ -43,7 +48,7 @@ class LocationAttention(MemoryAttention):
         self, state: Tensor, keys: Tensor, memory: Tensor, mask: Mask | None = None, *, observe: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """As every `MemoryAttention`; positions without a row are masked out."""
-        if keys.shape[1] > len(self.weight):
-            known = lengths(torch.full((len(keys),), len(self.weight), device=keys.device))
+        if torch.compiler.is_exporting() or keys.shape[1] > len(self.weight):
+            known = lengths(torch.full((keys.shape[0],), len(self.weight), device=keys.device))
             mask = known if mask is None else mask & known
         return super().forward(state, keys, memory, mask, observe=observe)

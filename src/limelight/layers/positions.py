@@ -34,6 +34,13 @@ def sinusoidal(length: int, width: int, *, start: int = 0) -> Tensor:
     return table.float()
 
 
+def _computed(start: int, end: int, width: int) -> Tensor:
+    """As `sinusoidal`, of positions [start, end) that may be symbols."""
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    angle = torch.arange(start, end).to(torch.float64)[:, None] * rate
+    return torch.stack([torch.sin(angle), torch.cos(angle)], -1).flatten(-2).float()
+
+
 class SinusoidalPositions(nn.Module):
     """Adds sinusoidal positions to x [..., T, C]; the table grows when a longer sequence comes."""
 
@@ -46,6 +53,9 @@ class SinusoidalPositions(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """The sum x + PE[start : start + T]."""
         end = start + x.shape[-2]
+        if torch.compiler.is_exporting():
+            # Lengths are names only: a graph for all of them computes what it needs.
+            return x + _computed(start, end, self.table.shape[1]).to(x.dtype)
         if end > len(self.table):
             self.table = sinusoidal(2 * end, self.table.shape[1]).to(self.table)
         return x + self.table[start:end].to(x.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import ArgumentError
+from limelight.layers import onnx_recurrent
 from limelight.layers.dropout import Dropout
 
 Cell = Literal["gru", "lstm"]
@@ -54,6 +55,8 @@ class BidirectionalEncoder(nn.Module):
             memory [B, S, 2 · hidden]; per sentence the last forward and the first backward state of the top layer, side
             by side, [B, 2 · hidden].
         """
+        if torch.onnx.is_in_onnx_export():
+            return onnx_recurrent.bidirectional(self.rnn, embedded, source_lengths)
         packed = nn.utils.rnn.pack_padded_sequence(
             embedded, source_lengths.cpu(), batch_first=True, enforce_sorted=False
         )

@@ -166,7 +166,7 @@ class CoverageDecoder(Decoder):
         """The recurrent state, and a coverage of 0."""
         (state,) = super().start(memory)
         wide = torch.promote_types(memory.values.dtype, torch.float32)
-        return state, memory.values.new_zeros(len(state), 1, memory.values.shape[1], dtype=wide)
+        return state, memory.values.new_zeros(state.shape[0], 1, memory.values.shape[1], dtype=wide)
 
     def step(
         self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool

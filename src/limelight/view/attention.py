@@ -121,6 +121,8 @@ class AttentionView(VirtualArray):
 
         Example: `view[0, :, 3, [5, 7]]` is [H, 2]: what query 3 of sequence 0 gives to keys 5 and 7.
         """
+        if torch.compiler.is_exporting() and self._weights is not None:
+            return self.dense()[index]  # the indexing of torch: an axis has a name for a size
         axes = parse(index, self.shape)
         counts = tuple(axis.size for axis in axes)
         guard(counts, self.dtype, DENSE_LIMIT)
