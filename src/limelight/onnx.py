@@ -173,8 +173,9 @@ def _write(part: nn.Module, arguments: Any, other: Any, names: tuple[list[str], 
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]
+        config: Any = part.model.config  # pyright: ignore
         raise ExportError(
-            f"export: torch {torch.__version__} cannot write {path.name} of this model, {part.model.config}: {reason}"
+            f"export: torch {torch.__version__} cannot write {path.name} of this model, {config}: {reason}"
         ) from error
     assert program is not None
     with atomic_path(path) as temporary:
@@ -202,7 +203,7 @@ def _check(encoder: nn.Module, step: nn.Module, folder: Path, attends: bool) -> 
     run = [
         onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]) for name in (ENCODER, STEP)
     ]
-    vocabulary = step.model.output.out_features  # pyright: ignore
+    vocabulary: Any = step.model.output.out_features  # pyright: ignore
     tables = [one for one in encoder.modules() if isinstance(one, nn.Embedding)]
     source = torch.randint(min(one.num_embeddings for one in tables), (3, 7))
     counts = torch.tensor([7, 1, 4])
@@ -222,7 +223,7 @@ def _check(encoder: nn.Module, step: nn.Module, folder: Path, attends: bool) -> 
                 )
         rest = 1 + attends
         theirs, ours = (*theirs[:memory], *expected[rest:]), (*ours[:memory], *found[rest:])
-        tokens = torch.randint(vocabulary, (3, 1))
+        tokens = torch.randint(int(vocabulary), (3, 1))
 
 
 def _call(session: Any, *tensors: Tensor) -> tuple[Tensor, ...]:

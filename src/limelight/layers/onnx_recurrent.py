@@ -5,6 +5,8 @@ torch unrolls them otherwise, to a graph of one length.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ def bidirectional(rnn: nn.GRU | nn.LSTM, x: Tensor, counts: Tensor) -> tuple[Ten
     Outputs at padded places are 0; the last states are those of both directions of the top layer.
     """
     kind = "LSTM" if isinstance(rnn, nn.LSTM) else "GRU"
-    options: dict[str, str | int] = {"direction": "bidirectional", "hidden_size": rnn.hidden_size}
+    options: dict[str, Any] = {"direction": "bidirectional", "hidden_size": rnn.hidden_size}
     if kind == "GRU":
         options["linear_before_reset"] = 1  # torch's GRU resets after the product
     batch, length, _ = x.shape
