@@ -150,8 +150,8 @@ def test_training_with_dropout_learns():
     x = ours.MultiHeadAttention(2, 3, dropout=0.2, seed=1)(inputs, inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(x))
     model.compile(keras.optimizers.Adam(0.03), "mse")
-    x = random(8, T, D)
-    losses = model.fit(x, x[..., :1], epochs=40, batch_size=8, verbose=0).history["loss"]
+    x = np.tile(random(8, T, D), (10, 1, 1))
+    losses = model.fit(x, x[..., :1], epochs=4, batch_size=8, verbose=0).history["loss"]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -184,15 +184,18 @@ def test_functions_of_tensorflow():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
-def test_exported_model_runs_on_its_own(models, tmp_path):
+def test_exported_model_runs_on_its_own(tmp_path):
     import tensorflow as tf
 
-    mine, _ = models
+    inputs = keras.Input((None, D))
+    x = ours.MultiHeadAttention(2, 3)(inputs, inputs, use_causal_mask=True)
+    mine = keras.Model(inputs, ours.AdditiveAttention()([x, x]))
+    x = random(3, T, D)
     with ours.computed("blocks"):
         mine.export(tmp_path / "served", verbose=False)
-        want = array(mine(TOKENS))
+        want = array(mine(x))
     served = tf.saved_model.load(str(tmp_path / "served"))
-    np.testing.assert_allclose(array(served.serve(tf.constant(TOKENS, tf.int32))), want, **TOLERANCE)
+    np.testing.assert_allclose(array(served.serve(tf.constant(x))), want, **TOLERANCE)
 
 
 def test_unknown_way():

@@ -8,6 +8,7 @@ from typing import Any
 
 from keras import ops
 
+from limelight.errors import ArgumentError
 from limelight.interop.keras import compute
 from limelight.interop.keras.problem import Allowed, Settings, Tensors
 from limelight.interop.keras.scores import VIEW
@@ -54,7 +55,16 @@ def multiplied_out(mask_of: Callable[..., Any], query: Any, value: Any, given: A
 def attention(
     scale: float, dropout: float, inputs: Sequence[Any], allowed: Allowed, seed: Any, want: Any, vector: Any = None
 ) -> tuple[Any, Any]:
-    """(output [B, T, H, E], view or None) of query, key and value in Keras' layout; dropout where there is a seed."""
+    """(output [B, T, H, E], view or None) of query, key and value in Keras' layout; dropout where there is a seed.
+
+    Errors: ArgumentError (a ValueError) if key and value differ in length, before a graph or a callback hides it.
+    """
+    keys, values = inputs[1].shape[1], inputs[2].shape[1]
+    if None not in (keys, values) and keys != values:
+        raise ArgumentError(
+            f"key and value must have the same number of positions S; key has {keys} and value has {values}. "
+            f"Pass one value for each key."
+        )
     settings = Settings(scale, allowed.causal, allowed.window, 0.0 if seed is None else dropout)
     pairs = allowed.pairs
     while pairs is not None and len(pairs.shape) < 4:
