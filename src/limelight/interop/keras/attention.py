@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
 from limelight.interop.keras import pairwise, told
+from limelight.interop.keras.operations import ops
 from limelight.interop.keras.scores import VIEW, refuse_overridden, refuse_symbolic, wanted
 
 _OWN = ("_calculate_scores", "_apply_scores", "_calculate_score_mask")

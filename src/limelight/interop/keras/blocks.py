@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras import ops
 
 from limelight.interop.keras.counter import Counter
+from limelight.interop.keras.operations import ops
 from limelight.interop.keras.problem import DIFFERENTIABLE, Settings, Tensors
 
 _BLOCK = 1 << 22

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from keras import ops
-
 from limelight.backends.dropout import FIRST, SECOND
+from limelight.interop.keras.operations import ops
 
 
 @dataclass(frozen=True)

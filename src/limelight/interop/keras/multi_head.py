@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
 from limelight.interop.keras import told
+from limelight.interop.keras.operations import ops
 from limelight.interop.keras.scores import VIEW, refuse_overridden, refuse_symbolic, wanted
 
 
@@ -99,7 +99,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         shape = (query.shape[0], self._num_heads, query.shape[1], value.shape[1])
         return output, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def _compute_attention_mask(self, query: Any, value: Any, **masks: Any) -> Any:
+    def _compute_attention_mask(self, query: Any, value: Any, **masks: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if type(self)._compute_attention is not MultiHeadAttention._compute_attention or len(query.shape) != 3:
             return super()._compute_attention_mask(query, value, **masks)
         return told.described(self._sliding_window, **masks)
@@ -120,7 +120,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         if want != VIEW and (want or (allowed.anything and not flat)):
             mask = told.multiplied_out(super()._compute_attention_mask, query, value, attention_mask)
             return super()._compute_attention(query, key, value, mask, training, True, use_causal_mask)
-        axes, given = tuple(self._attention_axes), query
+        axes, given = tuple(self._attention_axes or ()), query
         inputs = (query, key, value) if flat else tuple(told.folded(one, axes) for one in (query, key, value))
         seed = self._dropout_layer.seed_generator.next() if training and self._dropout > 0 else None
         output, view = told.attention(self._inverse_sqrt_key_dim, self._dropout, inputs, allowed, seed, want)

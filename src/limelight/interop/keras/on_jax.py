@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from limelight.interop.keras import host

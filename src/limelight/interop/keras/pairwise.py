@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras import ops
+from limelight.interop.keras.operations import ops
 
 _BLOCK = 1 << 22
 """Numbers of the largest tensor of a block."""

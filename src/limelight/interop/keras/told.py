@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras import ops
-
 from limelight.errors import ArgumentError
 from limelight.interop.keras import compute
+from limelight.interop.keras.operations import ops
 from limelight.interop.keras.problem import Allowed, Settings, Tensors
 from limelight.interop.keras.scores import VIEW
 
@@ -69,7 +68,8 @@ def attention(
     pairs = allowed.pairs
     while pairs is not None and len(pairs.shape) < 4:
         pairs = ops.expand_dims(pairs, -3 if len(pairs.shape) > 1 else 0)
-    tensors = Tensors(*inputs, vector, allowed.query_mask, allowed.key_mask, pairs, seed)
+    query, key, value = inputs
+    tensors = Tensors(query, key, value, vector, allowed.query_mask, allowed.key_mask, pairs, seed)
     return compute.look(settings, tensors) if want == VIEW else (compute.attention(settings, tensors), None)
 
 
