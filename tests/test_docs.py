@@ -1,10 +1,12 @@
 """What the documents say is run: every Python block, every example, every link and every option of a command line."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,21 +34,41 @@ def corpus(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
-def test_python_blocks_run(document, corpus, tmp_path):
-    shutil.copy(corpus, tmp_path)
+def _run_blocks(document, folder, corpus):
+    shutil.copy(corpus, folder)
     blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
-    script = tmp_path / "script.py"
+    script = folder / "script.py"
     # Training is shown with as many epochs as a reader would want; one tells whether it runs.
     script.write_text(re.sub(r"epochs=\d+", "epochs=1", "\n".join(blocks)), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *OF_KERAS, script],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, "-W", "error", script],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def runs(request, corpus, tmp_path_factory):
+    """The blocks of the documents that are asked for, two at a time: most of the time goes into starting."""
+    asked = [
+        item.callspec.params["document"]
+        for item in request.session.items
+        if getattr(item, "originalname", "") == "test_python_blocks_run"
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            document: pool.submit(_run_blocks, document, tmp_path_factory.mktemp("blocks"), corpus)
+            for document in asked
+        }
+
+
+@pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
+def test_python_blocks_run(document, runs):
+    done = runs[document].result()
     assert done.returncode == 0, done.stderr
 
 

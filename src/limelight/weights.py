@@ -53,9 +53,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote; raises RunFolderError when missing, truncated, foreign or changed."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        while True:
+            before = path.stat()
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            # A training run may have put a newer file in its place between the opening of its head and of its tensors.
+            if path.stat().st_ino == before.st_ino:
+                break
     except FileNotFoundError:
         raise RunFolderError(f"{path} is missing; {TRAIN_AGAIN}") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:

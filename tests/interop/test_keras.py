@@ -22,36 +22,56 @@ SENTENCES = (
 pytestmark = pytest.mark.skipif(find_spec("keras") is None, reason="keras is not installed")
 
 
-def run(backend: str, *command: str, **options):
-    if find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of XLA, for whom compiling is most of the time
-    done = subprocess.run(
-        [sys.executable, *command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        **options,
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    return done.stdout
+BACKENDS = ("torch", "tensorflow", "jax")
 
 
-@pytest.mark.parametrize("backend", ["torch", "tensorflow", "jax"])
-def test_layers_on_backend(backend):
+def environment(backend: str) -> dict[str, str]:
+    chosen = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    # Of XLA, for whom compiling is most of the time.
+    return os.environ | chosen | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """The cases of every backend that is installed, all started at once."""
     cases = sorted(str(path) for path in CASES.glob("*_cases.py"))
-    assert " passed" in run(backend, "-m", "pytest", "-p", "no:cacheprovider", *cases, cwd=ROOT)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *cases]
+    logs = tmp_path_factory.mktemp("keras")
+    processes = {}
+    for backend in filter(find_spec, BACKENDS):
+        with (logs / backend).open("w") as log:
+            processes[backend] = subprocess.Popen(
+                command, env=environment(backend), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
+    yield processes, logs
+    for process in processes.values():
+        process.kill()
+        process.wait()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_on_backend(backend, running):
+    processes, logs = running
+    if backend not in processes:
+        pytest.skip(f"{backend} is not installed")
+    code = processes[backend].wait(timeout=900)
+    said = (logs / backend).read_text()
+    assert code == 0, said[-8000:]
+    assert " passed" in said
+
+
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="tensorflow is not installed")
 def test_tutorial_learns_and_shows(tmp_path):
     corpus = tmp_path / "spa.txt"
     corpus.write_text("".join(f"{source}\t{target}\n" for source, target in SENTENCES * 20), encoding="utf-8")
     script = str(ROOT / "examples" / "keras_translation.py")
     options = ("--epochs", "12", "--units", "64", "--out", str(tmp_path))
-    said = run("tensorflow", script, str(corpus), *options, cwd=tmp_path)
+    command = [sys.executable, script, str(corpus), *options]
+    done = subprocess.run(
+        command, env=environment("tensorflow"), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = done.stdout
     assert float(said.split("held-out characters: ")[1].split()[0]) < 1.5  # of equally likely characters: log 18 = 2.9
     assert "should be" in said
     assert (tmp_path / "attention.png").stat().st_size > 1000
