@@ -41,7 +41,7 @@ def _run_blocks(document, folder, corpus):
     # Training is shown with as many epochs as a reader would want; one tells whether it runs.
     script.write_text(re.sub(r"epochs=\d+", "epochs=1", "\n".join(blocks)), encoding="utf-8")
     return subprocess.run(
-        [sys.executable, "-W", "error", script],
+        [sys.executable, "-W", "error", *OF_KERAS, script],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
