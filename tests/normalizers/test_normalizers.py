@@ -183,11 +183,10 @@ def test_long_rows_are_normalized_in_float32():
         torch.testing.assert_close(output, exact, rtol=0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("budget", [40, 1 << 21])
-@pytest.mark.parametrize("score", ["dot", "additive per head", "tile"])
+@pytest.mark.parametrize(("score", "budget"), [("dot", 60), ("additive per head", 1 << 21), ("tile", 1 << 21)])
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_gradcheck_of_output_threshold_and_weights(name, score, budget):
-    sizes = Sizes(lead=(2,), H=2, G=1, T=3, S=5, D=2, E=3)
+    sizes = Sizes(lead=(2,), H=2, G=1, T=2, S=5, D=2, E=3)
     case = score_case(score, sizes)
     mask = limelight.lengths(torch.tensor([5, 0])) & limelight.causal()
     extras = [torch.randn(2, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()]
