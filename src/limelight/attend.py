@@ -182,22 +182,6 @@ def explain(
     return Explanation(choose(call, backend).name, {one.name: one.refusal(call) for one in BACKENDS})
 
 
-def can_run(
-    backend: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    score: Score | None = None,
-    mask: Mask | None = None,
-    bias: Tensor | None = None,
-    sink: Tensor | None = None,
-) -> bool:
-    """Whether the backend of that name can run this call of `look`."""
-    call = _checked(query, key, value, score, mask, bias, sink, None, 0.0, None, wants_lse=True)
-    return any(one.name == backend and one.refusal(call) is None for one in BACKENDS)
-
-
 def _checked(
     query: Any,
     key: Any,
