@@ -90,11 +90,21 @@ Backward backward_of(nb::tuple numbers) {
   return call;
 }
 
+limelight::Packing packing_of(nb::tuple numbers) {
+  Numbers from(numbers);
+  limelight::Packing call;
+  call.weight = from.pointer<float>(), call.packed = from.pointer<float>();
+  call.columns = from.whole(), call.depth = from.whole(), call.stride = from.whole();
+  call.threads = static_cast<int32_t>(from.whole());
+  from.end();
+  return call;
+}
+
 limelight::RowScores row_scores_of(nb::tuple numbers) {
   Numbers from(numbers);
   limelight::RowScores call;
-  call.scores = from.pointer<float>(), call.bias = from.pointer<float>();
-  call.rows = from.whole(), call.columns = from.whole(), call.stride = from.whole();
+  call.features = from.pointer<float>(), call.packed = from.pointer<float>(), call.bias = from.pointer<float>();
+  call.rows = from.whole(), call.columns = from.whole(), call.depth = from.whole(), call.stride = from.whole();
   call.lse = from.pointer<float>();
   call.value = from.pointer<float>();
   call.index = from.pointer<int64_t>();
@@ -104,8 +114,8 @@ limelight::RowScores row_scores_of(nb::tuple numbers) {
   return call;
 }
 
-template <class Kind>
-bool run(bool (*kernel)(const Kind&), const Kind& call) {
+template <class Result, class Kind>
+Result run(Result (*kernel)(const Kind&), const Kind& call) {
   nb::gil_scoped_release others_may_run;
   return kernel(call);
 }
@@ -136,6 +146,9 @@ NB_MODULE(_native, module) {
              about);
   module.def("additive_backward",
              [](nb::tuple call) { return run(limelight::kernels().additive_backward, backward_of(call)); }, about);
+  module.def("pack_weight", [](nb::tuple call) { run(limelight::kernels().pack_weight, packing_of(call)); },
+             "A weight in the order in which `strongest_rows` reads it, given as the flat tuple that limelight.backends.rows builds.");
+  module.attr("WEIGHT_PANEL") = limelight::WEIGHT_PANEL;
   module.def("strongest_rows",
              [](nb::tuple call) { return run(limelight::kernels().strongest_rows, row_scores_of(call)); },
              "The largest scores of rows and their log-sum-exp, given as the flat tuple that limelight.backends.rows builds.\n"

@@ -15,7 +15,7 @@ namespace limelight::LIMELIGHT_ISA {
 
 const Kernels& kernels() {
   static const Kernels table{LIMELIGHT_TEXT(LIMELIGHT_ISA), dot_forward, dot_backward, additive_forward,
-                             additive_backward,           strongest_rows, multiply_add_peak};
+                             additive_backward,           pack_weight, strongest_rows, multiply_add_peak};
   return table;
 }
 

@@ -75,11 +75,23 @@ struct Backward : Call {
   float* grad_vector = nullptr;     // additive: as `vector`, set to 0 by the caller
 };
 
-// Scores [rows, columns], fp32, columns side by side, columns < 2^31, and a bias for each column or null. Of each row, the
-// bias added: log sum_j e^(s_j), and the `top` largest scores with their columns, the largest first, of equal ones the lower column first.
+// The columns of packed weights stand in groups of so many, the last one filled up, whatever the instruction set.
+constexpr int64_t WEIGHT_PANEL = 64;
+
+// A weight [columns, depth], fp32, to be packed into as many floats, the columns rounded up to a multiple of WEIGHT_PANEL.
+struct Packing {
+  const float* weight = nullptr;
+  float* packed = nullptr;
+  int64_t columns = 0, depth = 0, stride = 0;
+  int32_t threads = 1;
+};
+
+// Scores W x + b of rows x [rows, depth], fp32; columns < 2^31. `packed` is W as `pack_weight` left it, `bias` is b, -inf beyond
+// the columns up to a multiple of WEIGHT_PANEL. Of each row: log sum_j e^(s_j), and the `top` largest scores with their
+// columns, the largest first, of equal ones the lower column first.
 struct RowScores {
-  const float *scores = nullptr, *bias = nullptr;
-  int64_t rows = 0, columns = 0, stride = 0;
+  const float *features = nullptr, *packed = nullptr, *bias = nullptr;
+  int64_t rows = 0, columns = 0, depth = 0, stride = 0;
   float* lse = nullptr;      // [rows]
   float* value = nullptr;    // [rows, top]
   int64_t* index = nullptr;  // [rows, top]
@@ -94,6 +106,7 @@ struct Kernels {
   bool (*dot_backward)(const Backward&);
   bool (*additive_forward)(const Forward&);
   bool (*additive_backward)(const Backward&);
+  void (*pack_weight)(const Packing&);
   bool (*strongest_rows)(const RowScores&);
   double (*multiply_add_peak)(int threads, double seconds);
 };

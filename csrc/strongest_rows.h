@@ -1,4 +1,5 @@
-// The largest scores of long rows and the log of what their exponentials come to: what a search asks of a vocabulary.
+// The largest of the scores W x + b of many rows x and the log of what their exponentials come to: what a search asks of a
+// vocabulary. The scores are never all there: a block of them is made, asked and forgotten.
 #pragma once
 
 #include <atomic>
@@ -7,48 +8,96 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-// A row's scores with their bias, and -inf up to `room`, a multiple of 2 W.
-inline void add_bias(const float* scores, const float* bias, int64_t columns, int64_t room, float* s) {
-  if (bias)
-    for (int64_t j = 0; j < columns; j++) s[j] = scores[j] + bias[j];
-  else
-    std::copy(scores, scores + columns, s);
-  std::fill(s + columns, s + room, -INF);
+static_assert(WEIGHT_PANEL % NR == 0);
+
+// The weights of columns, panel after panel, as products read them.
+inline void pack_weight(const Packing& call) {
+  Tensor weight;
+  weight.data = const_cast<float*>(call.weight);
+  weight.row = call.stride, weight.column = 1;
+  const int parts = static_cast<int>(std::clamp<int64_t>(call.columns * call.depth / (1 << 16), 1, call.threads));
+  in_parallel(parts, [&](int part) {
+    const int64_t all = panels(call.columns), first = part * all / parts * NR, last = (part + 1) * all / parts * NR;
+    Watch watch;  // NaN and inf show in the scores
+    pack_transposed(weight, Type::f32, 0, 0, first, std::min(last, call.columns) - first, call.depth,
+                    call.packed + first * call.depth, nullptr, watch);
+  });
 }
 
-// False where the row holds NaN or +inf, or less than `top` scores above -inf.
-inline bool strongest_of_row(const RowScores& call, int64_t row, int64_t room, float* s, Strongest& strongest) {
-  add_bias(call.scores + row * call.stride, call.bias, call.columns, room, s);
-  const Highest high = highest(s, 0, room);
-  const float m = high.all();
-  if (!(m > -INF && m < INF)) return false;
-
-  vf total{}, total_2{};
-  for (int64_t j = 0; j < room; j += 2 * W) {
-    total += exp(load(s + j) - m);
-    total_2 += exp(load(s + j + W) - m);
+class RowsAsked {
+ public:
+  explicit RowsAsked(const RowScores& call)
+      : call_(call),
+        scratch_(Scratch::room(ROWS * COLUMNS) + 2 * Scratch::room(ROWS) + Scratch::room(ROWS * W) +
+                 2 * Scratch::room(ROWS * Strongest::room(call.top))),
+        scores_(scratch_.take(ROWS * COLUMNS)),
+        state_{scratch_.take(ROWS), scratch_.take(ROWS), scratch_.take(ROWS * W), nullptr, nullptr} {
+    const int64_t links = ROWS * Strongest::room(call.top);
+    float* values = scratch_.take(links);
+    strongest_ = Strongest(call.top, values, reinterpret_cast<int32_t*>(scratch_.take(links)));
   }
-  const float sum = sum_of(total + total_2);
-  if (!(sum < INF)) return false;
-  call.lse[row] = m + std::log(sum);
 
-  strongest.clear(1);
-  strongest.see(0, s, 0, 0, room, high);
-  strongest.copy(0, call.value + row * call.top, call.index + row * call.top);
-  return call.value[(row + 1) * call.top - 1] > -INF;
-}
+  // Rows [first, last). False where one holds NaN or +inf, or less than `top` scores above -inf.
+  bool run(int64_t first, int64_t last) {
+    const int64_t blocks = (last - first + ROWS - 1) / ROWS;
+    bool good = true;
+    for (int64_t block = 0; block < blocks; block++)
+      if (!run_block(first + block * (last - first) / blocks, first + (block + 1) * (last - first) / blocks)) good = false;
+    return good;
+  }
+
+ private:
+  static constexpr int64_t ROWS = 96, COLUMNS = 256, DEPTH = 256;  // a block of scores; what is summed in one go
+
+  bool run_block(int64_t first, int64_t last) {
+    const int64_t rows = last - first, columns = padded(call_.columns);
+    state_.clear(rows);
+    strongest_.clear(rows);
+    for (int64_t column = 0; column < columns; column += COLUMNS) {
+      const int64_t width = std::min(COLUMNS, columns - column);
+      score(first, rows, column, width);
+      for (int64_t r = 0; r < rows; r++) {
+        float* s = scores_ + r * COLUMNS;
+        for (int64_t j = 0; j < width; j += W) store(s + j, load(s + j) + load(call_.bias + column + j));
+        const Highest high = highest(s, 0, width);
+        strongest_.see(r, s, column, 0, width, high);
+        soften(state_, r, high, s, s, 0, width, 0);
+      }
+    }
+    bool good = true;
+    for (int64_t r = 0; r < rows; r++)
+      if (!write(first + r, r)) good = false;
+    return good;
+  }
+
+  void score(int64_t first, int64_t rows, int64_t column, int64_t width) {
+    const Operand features{call_.features + first * call_.stride, call_.stride, 1};
+    const float* panel = call_.packed + column * call_.depth;
+    product<false>(rows, width, 0, std::min(DEPTH, call_.depth), call_.depth, features, panel, scores_, COLUMNS);
+    for (int64_t k = DEPTH; k < call_.depth; k += DEPTH)
+      product<true>(rows, width, k, std::min(DEPTH, call_.depth - k), call_.depth, features, panel, scores_, COLUMNS);
+  }
+
+  bool write(int64_t row, int64_t r) const {
+    const RowSums sums = sums_of_row(state_, r);
+    strongest_.copy(r, call_.value + row * call_.top, call_.index + row * call_.top);
+    call_.lse[row] = sums.m + std::log(sums.total);
+    return sums.m < INF && sums.total > 0 && sums.total < INF && call_.value[(row + 1) * call_.top - 1] > -INF;
+  }
+
+  const RowScores& call_;
+  Scratch scratch_;
+  float* scores_;
+  RowState state_;
+  Strongest strongest_;
+};
 
 inline bool strongest_rows(const RowScores& call) {
-  const int64_t links = Strongest::room(call.top), room = (call.columns + 2 * W - 1) / (2 * W) * 2 * W;
   std::atomic<bool> good = true;
-  const int parts = static_cast<int>(std::clamp<int64_t>(call.rows, 1, call.threads));
+  const int parts = static_cast<int>(std::clamp<int64_t>((call.rows + MR - 1) / MR, 1, call.threads));
   in_parallel(parts, [&](int part) {
-    Scratch scratch(2 * Scratch::room(links) + Scratch::room(room));
-    float* values = scratch.take(links);
-    Strongest strongest(call.top, values, reinterpret_cast<int32_t*>(scratch.take(links)));
-    float* s = scratch.take(room);
-    for (int64_t row = part * call.rows / parts; row < (part + 1) * call.rows / parts; row++)
-      if (!strongest_of_row(call, row, room, s, strongest)) good = false;
+    RowsAsked asked(call);
+    if (!asked.run(part * call.rows / parts, (part + 1) * call.rows / parts)) good = false;
   });
   return good;
 }

@@ -1,75 +1,98 @@
-"""The native pass over long rows against torch's topk and logsumexp."""
+"""The largest scores of a vocabulary: the native pass against torch's product, topk and logsumexp."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limelight.backends import extension, rows
+from limelight.backends import extension
+from limelight.backends.rows import Scores
 
 needs_extension = pytest.mark.skipif(extension.refusal() is not None, reason="the native extension is not there")
 
 
-def expected(scores, k, bias=0.0):
-    scores = scores + bias
-    value, index = scores.topk(k, -1)
-    return value, index, scores.double().logsumexp(-1)
+def check(x, weight, bias, k):
+    """The answer against float64, whose order decides where scores are further apart than fp32 can tell."""
+    scores = x.double() @ weight.double().T + bias
+    value, index, lse = Scores(weight, bias).strongest(x, k)
+    assert value.dtype == lse.dtype == torch.float32
+    assert index.dtype == torch.int64
+    near = {"rtol": 2e-6, "atol": 2e-6 * float(x.abs().sum(-1).max() * weight.abs().max() + 1)}
+    torch.testing.assert_close(value.double(), scores.topk(k, -1)[0], **near)
+    torch.testing.assert_close(scores.gather(-1, index), value.double(), **near)
+    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), **near)
+    assert (value.diff(dim=-1) <= 0).all()
+    assert all(len(set(row)) == k for row in index.reshape(-1, k).tolist())
 
 
 @needs_extension
 @given(
-    shape=st.tuples(st.integers(0, 5), st.integers(1, 90)),
+    rows=st.sampled_from([0, 1, 5, 7, 97, 200]),
+    columns=st.integers(1, 700),
+    depth=st.sampled_from([1, 3, 64, 255, 256, 257, 600]),
     share=st.floats(0.01, 1),
-    size=st.sampled_from([1e-3, 1.0, 30.0, 1e4]),
+    size=st.sampled_from([1e-3, 1.0, 30.0]),
     seed=st.integers(0, 2**31),
 )
-def test_rows_of_any_length(shape, share, size, seed):
+def test_rows_of_any_size(rows, columns, depth, share, size, seed):
     torch.manual_seed(seed)
-    scores = torch.randn(shape) * size
-    k = max(1, round(share * shape[1]))
-    value, index, lse = rows._native(scores, k)
-    assert torch.equal(value, expected(scores, k)[0])
-    assert torch.equal(scores.gather(-1, index), value)
-    assert all(len(set(row)) == k for row in index.tolist())
-    torch.testing.assert_close(lse.double(), expected(scores, k)[2], rtol=1e-6, atol=2e-6)
+    x, weight, bias = torch.randn(rows, depth) * size, torch.randn(columns, depth), torch.randn(columns)
+    if rows:
+        check(x, weight, bias, max(1, round(share * columns)))
+    else:
+        assert [len(part) for part in Scores(weight, bias).strongest(x, 1)] == [0, 0, 0]
 
 
 @needs_extension
 @pytest.mark.parametrize("k", [1, 10, 40])
 def test_a_vocabulary_with_banned_tokens(k):
     torch.manual_seed(3)
-    scores = torch.randn(7, 5, 4001) * 4
-    bias = torch.randn(4001)
+    x, weight, bias = torch.randn(7, 5, 130), torch.randn(4001, 130), torch.randn(4001)
     bias[[0, 1, 4000]] = -torch.inf
-    found, wanted = rows.strongest(scores, k, bias), expected(scores, k, bias)
-    assert torch.equal(found[0], wanted[0])
-    assert torch.equal(found[1], wanted[1])
-    torch.testing.assert_close(found[2].double(), wanted[2], rtol=1e-6, atol=2e-6)
+    check(x, weight, bias, k)
+    assert not {0, 1, 4000} & set(Scores(weight, bias).strongest(x, k)[1].flatten().tolist())
+
+
+@needs_extension
+def test_the_kernel_itself_answers():
+    scores = Scores(torch.randn(300, 20), torch.zeros(300))
+    assert scores._packed is not None
+    assert scores._native(torch.randn(9, 20), 4, *scores._packed) is not None
 
 
 @needs_extension
 def test_of_equal_scores_the_lower_column_comes_first():
-    assert rows.strongest(torch.zeros(2, 100), 3)[1].tolist() == [[0, 1, 2]] * 2
+    scores = Scores(torch.zeros(600, 8), torch.zeros(600))
+    assert scores.strongest(torch.ones(2, 8), 3)[1].tolist() == [[0, 1, 2]] * 2
 
 
-def test_rows_that_are_no_slice_of_memory():
-    scores = torch.randn(50, 6).t()
-    for found, wanted in zip(rows.strongest(scores, 4), expected(scores, 4), strict=True):
-        torch.testing.assert_close(found, wanted.to(found.dtype))
+def test_features_and_weights_that_are_no_slice_of_memory():
+    check(torch.randn(6, 50).t(), torch.randn(6, 90).t(), torch.randn(90), 4)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_the_kernel_does_not_answer_torch_does(bad):
-    scores = torch.randn(3, 20)
-    scores[1] = bad
-    if extension.refusal() is None:
-        assert rows._native(scores, 2) is None
-    found, wanted = rows.strongest(scores, 2), expected(scores, 2)
-    torch.testing.assert_close(found[0], wanted[0], equal_nan=True)
-    torch.testing.assert_close(found[2].double(), wanted[2], equal_nan=True)
+@pytest.mark.parametrize("where", ["features", "weight", "bias"])
+def test_what_the_kernel_does_not_answer_torch_does(bad, where):
+    torch.manual_seed(1)
+    x, weight, bias = torch.randn(3, 20), torch.randn(400, 20), torch.randn(400)
+    {"features": x[1], "weight": weight[333], "bias": bias if bad < 0 else bias[70:71]}[where][:] = bad
+    scores = x @ weight.T + bias
+    value, _, lse = Scores(weight, bias).strongest(x, 2)
+    torch.testing.assert_close(value, scores.topk(2, -1)[0], equal_nan=True)
+    torch.testing.assert_close(lse, scores.logsumexp(-1), equal_nan=True)
 
 
-def test_other_dtypes():
-    scores = torch.randn(3, 20, dtype=torch.float64)
-    for found, wanted in zip(rows.strongest(scores, 5), expected(scores, 5), strict=True):
-        assert torch.equal(found, wanted)
+def test_scores_of_every_size_are_told_without_overflow():
+    weight, bias = torch.randn(500, 4), torch.zeros(500)
+    check(torch.randn(3, 4) * 1e4, weight, bias, 3)
+    check(torch.zeros(3, 4), weight, bias - 1e4, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype):
+    x, weight, bias = torch.randn(3, 20).to(dtype), torch.randn(90, 20).to(dtype), torch.randn(90)
+    value, index, lse = Scores(weight, bias).strongest(x, 5)
+    scores = (x @ weight.T).float() + bias
+    assert torch.equal(value, scores.topk(5, -1)[0])
+    assert torch.equal(scores.gather(-1, index), value)
+    torch.testing.assert_close(lse, scores.logsumexp(-1))

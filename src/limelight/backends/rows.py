@@ -1,46 +1,72 @@
-"""The largest scores of long rows: what a search asks of a vocabulary at each step."""
+"""The largest scores W x + b of many rows x: what a search asks of a vocabulary at each step."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from limelight.backends import extension
 
 
-def strongest(scores: Tensor, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The k largest of scores s + b of each row, the largest first, their columns, and log sum_j e^(s_j + b_j).
+class Scores:
+    """Scores s = W x + b of rows x, asked for their largest and their log-sum-exp.
 
-    One pass over fp32 scores on the CPU where the native extension is there; torch's `topk` and `logsumexp` elsewhere.
-    Of equal scores the native pass takes the lower column first.
+    In fp32 on the CPU, where the native extension is there, the scores are never stored: one pass makes a block of
+    them, takes what is asked and forgets it. It reads a copy of W in an order of its own, made once: an object is of W
+    as it was then. Elsewhere torch's product, `topk` and `logsumexp`.
 
     Args:
-        scores: [..., V].
-        k: in [1, V].
-        bias: fp32 [V], added to each row.
-
-    Returns:
-        [..., k] of the dtype of `scores`, int64 [..., k], and [...] of the dtype of `scores`.
+        weight: W, [V, C].
+        bias: b, fp32 [V]; -inf forbids a column.
     """
-    if scores.device.type == "cpu" and scores.dtype == torch.float32 and extension.refusal() is None:
-        found = _native(scores.detach().contiguous(), k, bias)
-        if found is not None:
-            return found
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    value, index = scores.topk(k, -1)
-    return value, index, scores.logsumexp(-1)
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        self.weight, self.bias = weight, bias
+        native = weight.device.type == "cpu" and weight.dtype == torch.float32 and extension.refusal() is None
+        self._packed = _pack(weight.detach(), bias) if native else None
+
+    def strongest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The k largest scores of each row, the largest first, their columns, and log sum_j e^(s_j).
+
+        Of equal scores the native pass takes the lower column first.
+
+        Args:
+            x: [..., C].
+            k: in [1, V].
+
+        Returns:
+            fp32 [..., k], int64 [..., k], fp32 [...].
+        """
+        if self._packed is not None and x.dtype == torch.float32:
+            found = self._native(x.detach().reshape(-1, x.shape[-1]).contiguous(), k, *self._packed)
+            if found is not None:
+                value, index, lse = found
+                return value.view(*x.shape[:-1], k), index.view(*x.shape[:-1], k), lse.view(x.shape[:-1])
+        scores = F.linear(x, self.weight).float() + self.bias
+        value, index = scores.topk(k, -1)
+        return value, index, scores.logsumexp(-1)
+
+    def _native(self, x: Tensor, k: int, packed: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """See `strongest`; None where a row holds NaN or +inf, or less than k scores above -inf."""
+        module, rows = extension.native(), len(x)
+        assert module is not None
+        value, lse = x.new_empty(rows, k), x.new_empty(rows)
+        index = x.new_empty(rows, k, dtype=torch.int64)
+        columns, depth = self.weight.shape
+        threads = min(torch.get_num_threads(), 1 + rows * columns * depth // _SMALL)
+        given = (x.data_ptr(), packed.data_ptr(), bias.data_ptr(), rows, columns, depth, depth)
+        good = module.strongest_rows((*given, lse.data_ptr(), value.data_ptr(), index.data_ptr(), k, threads))
+        return (value, index, lse) if good else None
 
 
-def _native(scores: Tensor, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
+def _pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """W as the kernel reads it, and b, -inf where that has more columns."""
     module = extension.native()
-    columns, leading = scores.shape[-1], scores.shape[:-1]
-    value, lse = scores.new_empty(*leading, k), scores.new_empty(leading)
-    index = scores.new_empty(*leading, k, dtype=torch.int64)
-    threads = min(torch.get_num_threads(), 1 + scores.numel() // _SMALL)
-    sizes = (leading.numel(), columns, columns)
-    results = (lse.data_ptr(), value.data_ptr(), index.data_ptr())
-    given = (scores.data_ptr(), 0 if bias is None else bias.data_ptr())
     assert module is not None
-    return (value, index, lse) if module.strongest_rows((*given, *sizes, *results, k, threads)) else None
+    columns, depth = weight.shape
+    room = -(-columns // module.WEIGHT_PANEL) * module.WEIGHT_PANEL
+    weight, packed = weight.contiguous(), weight.new_empty(room * depth)
+    module.pack_weight((weight.data_ptr(), packed.data_ptr(), columns, depth, depth, torch.get_num_threads()))
+    return packed, F.pad(bias, (0, room - columns), value=-torch.inf)
 
 
-_SMALL = 50_000  # numbers that a thread takes longer to be woken for than to read
+_SMALL = 1_000_000  # multiplications that a thread takes longer to be woken for than to make

@@ -1,10 +1,9 @@
 """A model's output layer, as a search asks it."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limelight.backends.rows import strongest
+from limelight.backends.rows import Scores
 
 
 class Vocabulary:
@@ -16,12 +15,12 @@ class Vocabulary:
     """
 
     def __init__(self, output: nn.Linear, banned: tuple[int, ...] = ()):
-        self.weight = output.weight
         # The bias is added where the scores are read: they are many more than the features that they are made of.
-        self.bias = output.weight.new_zeros(output.out_features, dtype=torch.float32)
+        bias = output.weight.new_zeros(output.out_features, dtype=torch.float32)
         if output.bias is not None:
-            self.bias += output.bias.detach()
-        self.bias[list(banned)] = -torch.inf
+            bias += output.bias.detach()
+        bias[list(banned)] = -torch.inf
+        self.scores = Scores(output.weight, bias)
 
     def best(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k most probable tokens and their log probabilities, the most probable first.
@@ -33,8 +32,8 @@ class Vocabulary:
         Returns:
             tokens int64 [..., k]; fp32 [..., k] in nats, -inf for a banned one.
         """
-        score, token, total = strongest(F.linear(features, self.weight).float(), k, self.bias)
+        score, token, total = self.scores.strongest(features, k)
         return token, score - total.unsqueeze(-1)
 
     def __len__(self) -> int:
-        return len(self.bias)
+        return len(self.scores.bias)
