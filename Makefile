@@ -40,8 +40,9 @@ TO ?= de
 demo: $(STAMP)
 	$(BIN)/limelight demo --to $(TO) --out runs/demo --overwrite
 
+# As many processes as there are cores; threads that wait leave the core to another process's.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -47,5 +47,5 @@ def start(*arguments: object, **pipes: Any) -> "subprocess.Popen[bytes]":
     """Start a command as a process of its own, with pipes for what is not given."""
     surroundings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii", "COLUMNS": "300"}
     every = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | pipes
-    command = [sys.executable, "-m", "limelight.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "limelight", *map(str, arguments)]
     return subprocess.Popen(command, env=surroundings, **every)

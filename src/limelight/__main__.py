@@ -1,0 +1,5 @@
+"""`python -m limelight`, the same as `limelight`."""
+
+from limelight.cli import main
+
+main()
