@@ -12,6 +12,7 @@ from limelight.backends.distances import distance_tile
 from limelight.backends.protocol import heads_of
 from limelight.biases import Bias
 from limelight.masks import Mask
+from limelight.normalizers import Normalizer
 from limelight.scores import Score
 
 
@@ -21,7 +22,7 @@ class Steps(NamedTuple):
     Attributes:
         scores: score(q_i, k_j) of every pair, scaled and capped as the score says, [..., H, T, S].
         masked: the same with the bias added, and -inf where a query may not attend to a key.
-        weights: softmax over the keys, [..., H, T, S].
+        weights: softmax over the keys, or what another normalizer makes of `masked`, [..., H, T, S].
         output: weights times values, [..., H, T, E].
     """
 
@@ -40,6 +41,7 @@ def steps(
     mask: Mask | None = None,
     bias: Tensor | Bias | None = None,
     sink: Tensor | None = None,
+    normalizer: Normalizer | None = None,
 ) -> Steps:
     """The call of `attend` with these arguments, one step after the other, by the reference backend.
 
@@ -50,7 +52,8 @@ def steps(
 
     Example: `steps(q, k, v, mask=causal()).masked` with q [1, 1, 5, 64].
     """
-    output, view = look(query, key, value, score=score, mask=mask, bias=bias, sink=sink, backend="reference")
+    options = {"score": score, "mask": mask, "bias": bias, "sink": sink, "normalizer": normalizer}
+    output, view = look(query, key, value, **options, backend="reference")
     call, block = view.sound_call(), view.sound_call().whole()
     heads = call.query.shape[1]
     query, key = (heads_of(one.to(view.dtype), heads) for one in (call.query, call.key))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.layers.memory_attention import MemoryAttention
+from limelight.normalizers import Normalizer
 from limelight.scores import Score, additive
 
 
@@ -18,10 +19,11 @@ class BahdanauAttention(MemoryAttention):
         query_width: Q, the width of the decoder's state.
         memory_width: M, the width of the encoder's outputs.
         width: A, the width in which the two meet.
+        normalizer: how scores become weights, such as `sparsemax()`; None: `softmax()`.
     """
 
-    def __init__(self, query_width: int, memory_width: int, width: int):
-        super().__init__()
+    def __init__(self, query_width: int, memory_width: int, width: int, *, normalizer: Normalizer | None = None):
+        super().__init__(normalizer)
         self.query_projection = nn.Linear(query_width, width, bias=False)
         self.memory_projection = nn.Linear(memory_width, width)
         self.vector = nn.Parameter(torch.empty(width).uniform_(-1, 1) / width**0.5)

@@ -1,6 +1,7 @@
 """The blocks of a Transformer: attention and feed-forward, each in a residual branch with its norm."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -60,7 +61,8 @@ class TransformerEncoderLayer(nn.Module):
         place: "pre" or "post", where the norm stands.
         norm: "layer" or "rms".
         activation: "relu", "gelu" or "swiglu".
-        attention: makes the self-attention; `GroupedQueryAttention(width, heads, dropout)` when not given.
+        attention: makes the self-attention; `GroupedQueryAttention(width, heads, dropout)` when not given. Another is
+            where grouped heads, rotary positions, a gate or another normalizer come in.
 
     Raises:
         ArgumentError: a choice that is unknown, or a width that is no multiple of heads.
@@ -96,8 +98,8 @@ class TransformerEncoderLayer(nn.Module):
 class TransformerDecoderLayer(nn.Module):
     """Self-attention over what has been produced, cross-attention over the source, feed-forward.
 
-    Each in a `Residual`. Vaswani et al. (2017), section 3.1. Arguments and errors as `TransformerEncoderLayer`;
-    `attention` makes the self-attention.
+    Each in a `Residual`. Vaswani et al. (2017), section 3.1. Arguments and errors as `TransformerEncoderLayer`, and
+    `cross_attention`, which makes the cross-attention as `attention` makes the self-attention.
     """
 
     def __init__(
@@ -111,11 +113,13 @@ class TransformerDecoderLayer(nn.Module):
         norm: Norm = "layer",
         activation: Activation = "relu",
         attention: Callable[[], GroupedQueryAttention] | None = None,
+        cross_attention: Callable[[], GroupedQueryAttention] | None = None,
     ):
         super().__init__()
-        self.self_attention = attention() if attention else GroupedQueryAttention(width, heads, dropout)
+        plain = partial(GroupedQueryAttention, width, heads, dropout)
+        self.self_attention = (attention or plain)()
         self.self_residual = Residual(width, place, dropout, norm)
-        self.cross_attention = GroupedQueryAttention(width, heads, dropout)
+        self.cross_attention = (cross_attention or plain)()
         self.cross_residual = Residual(width, place, dropout, norm)
         self.feedforward = FeedForward(width, feedforward, dropout, activation)
         self.feedforward_residual = Residual(width, place, dropout, norm)

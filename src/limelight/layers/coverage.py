@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from limelight.attend import look
 from limelight.masks import Mask
+from limelight.normalizers import Normalizer
 from limelight.scores import additive
 
 
@@ -20,10 +21,12 @@ class CoverageAttention(nn.Module):
         query_width: Q, the width of the decoder's state.
         memory_width: M, the width of the encoder's outputs.
         width: A, the width in which the two meet.
+        normalizer: how scores become weights, such as `sparsemax()`; None: `softmax()`.
     """
 
-    def __init__(self, query_width: int, memory_width: int, width: int):
+    def __init__(self, query_width: int, memory_width: int, width: int, *, normalizer: Normalizer | None = None):
         super().__init__()
+        self.normalizer = normalizer
         self.query_projection = nn.Linear(query_width, width, bias=False)
         self.memory_projection = nn.Linear(memory_width, width)
         self.coverage_projection = nn.Linear(1, width, bias=False)
@@ -51,7 +54,8 @@ class CoverageAttention(nn.Module):
         query = self.query_projection(state)[:, :, None, None]  # [B, K, 1, 1, A]: a sequence for each hypothesis
         key = keys[:, None] + self.coverage_projection(coverage.to(keys.dtype).unsqueeze(-1))  # [B, K, S, A]
         value = memory[:, None].expand(-1, state.shape[1], -1, -1)
-        context, view = look(query, key.unsqueeze(2), value.unsqueeze(2), score=additive(self.vector), mask=mask)
+        options = {"score": additive(self.vector), "mask": mask, "normalizer": self.normalizer}
+        context, view = look(query, key.unsqueeze(2), value.unsqueeze(2), **options)
         weights = view.dense()[:, :, 0, 0]
         return context[:, :, 0, 0], weights, coverage + weights
 

@@ -1,5 +1,7 @@
 """Multi-head attention with grouped queries."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from limelight.errors import ArgumentError
 from limelight.layers.guided import link_log_weights
 from limelight.layers.rotary import RotaryPositions
 from limelight.masks import Mask
+from limelight.normalizers import Normalizer
 from limelight.scores import cosine
 
 
@@ -29,6 +32,7 @@ class GroupedQueryAttention(nn.Module):
             `qk_norm_start(256)`. Henry et al. (2020), with one number for all heads.
         gated: what the heads found is multiplied by sigmoid(x W_g + b_g), each column by its own, before W_O. Qiu et
             al. (2025), "Gated attention for large language models", arXiv 2505.06708, section 2.2.
+        normalizer: how scores become weights, such as `sparsemax()`; None: `softmax()`.
 
     Raises:
         ArgumentError: width is no multiple of heads, or heads none of key_value_heads.
@@ -44,6 +48,7 @@ class GroupedQueryAttention(nn.Module):
         rotary: RotaryPositions | None = None,
         qk_norm: float | None = None,
         gated: bool = False,
+        normalizer: Normalizer | None = None,
     ):
         super().__init__()
         groups = heads if key_value_heads is None else key_value_heads
@@ -59,6 +64,7 @@ class GroupedQueryAttention(nn.Module):
         self.rotary = rotary
         self.scale = None if qk_norm is None else nn.Parameter(torch.full((heads,), float(qk_norm)))
         self.gate = nn.Linear(width, width) if gated else None
+        self.normalizer = normalizer
         # Glorot per projection, as if query, key and value stood apart.
         for weight in (self.query.weight, *self.key_value.weight.chunk(2), self.output.weight):
             nn.init.xavier_uniform_(weight)
@@ -100,14 +106,13 @@ class GroupedQueryAttention(nn.Module):
         Returns:
             [..., T, C]; weights [..., T, S], or None.
         """
-        dropout = self.dropout if self.training else 0.0
-        score = None if self.scale is None else cosine(self.scale)
+        options = self._options(mask) | {"dropout": self.dropout if self.training else 0.0}
         weights = None
         if observe:
-            attended, view = look(self.queries(x, start), key, value, score=score, mask=mask, dropout=dropout)
+            attended, view = look(self.queries(x, start), key, value, **options)
             weights = view.dense().mean(-3) if head is None else view[..., head, :, :]
         else:
-            attended = attend(self.queries(x, start), key, value, score=score, mask=mask, dropout=dropout)
+            attended = attend(self.queries(x, start), key, value, **options)
         merged = attended.transpose(-3, -2).flatten(-2)  # [..., H, T, D] -> [..., T, C]
         if self.gate is not None:
             merged = merged * self.gate(x).sigmoid()
@@ -129,8 +134,12 @@ class GroupedQueryAttention(nn.Module):
         if head is not None:
             group = head * self.key_value_heads // self.heads
             query, key = query[:, head : head + 1], key[:, group : group + 1]
+        return link_log_weights(query, key, links, **self._options(mask))
+
+    def _options(self, mask: Mask | None) -> dict[str, Any]:
+        """How queries and keys meet, as `attend` takes it."""
         score = None if self.scale is None else cosine(self.scale)
-        return link_log_weights(query, key, links, score=score, mask=mask)
+        return {"score": score, "mask": mask, "normalizer": self.normalizer}
 
 
 def append_cache(past: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from limelight.attend import look
 from limelight.contract import require_count
+from limelight.errors import ArgumentError
 from limelight.layers.memory_attention import MemoryAttention
 from limelight.masks import Mask, interval, lengths
 from limelight.scores import gaussian
@@ -111,11 +112,16 @@ class LocalPredictiveAttention(LocalAttention):
         window: D, at least 1.
 
     Raises:
-        ArgumentError: D is no integer of at least 1.
+        ArgumentError: D is no integer of at least 1, or the inner attention has another normalizer than softmax.
     """
 
     def __init__(self, inner: MemoryAttention, query_width: int, window: int = 10):
         super().__init__(inner, window)
+        if inner.normalizer is not None and not inner.normalizer.is_softmax:
+            raise ArgumentError(
+                f"inner: its normalizer must be softmax(), to which the Gaussian is joined by the lse, got "
+                f"{inner.normalizer.name}; LocalMonotonicAttention takes any"
+            )
         self.place_projection = nn.Linear(query_width, query_width, bias=False)
         self.place_vector = nn.Parameter(torch.empty(query_width).uniform_(-1, 1) / query_width**0.5)
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from limelight.layers.memory_attention import MemoryAttention
 from limelight.masks import Mask, lengths
+from limelight.normalizers import Normalizer
 from limelight.scores import Score, dot
 
 
@@ -17,10 +18,11 @@ class LocationAttention(MemoryAttention):
     Args:
         query_width: Q, the width of the decoder's state.
         positions: P, how many source positions have a row.
+        normalizer: how scores become weights, such as `sparsemax()`; None: `softmax()`.
     """
 
-    def __init__(self, query_width: int, positions: int):
-        super().__init__()
+    def __init__(self, query_width: int, positions: int, *, normalizer: Normalizer | None = None):
+        super().__init__(normalizer)
         self.weight = nn.Parameter(torch.empty(positions, query_width))
         nn.init.xavier_uniform_(self.weight)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from limelight.errors import ArgumentError
 from limelight.layers.memory_attention import MemoryAttention
+from limelight.normalizers import Normalizer
 from limelight.scores import Score, additive, dot
 
 LuongScore = Literal["dot", "general", "concat"]
@@ -27,13 +28,14 @@ class LuongAttention(MemoryAttention):
         kind: "dot", "general" or "concat".
         query_width: Q, the width of the decoder's state.
         memory_width: M, the width of the encoder's outputs.
+        normalizer: how scores become weights, such as `sparsemax()`; None: `softmax()`.
 
     Raises:
         ArgumentError: an unknown kind, or "dot" with two different widths.
     """
 
-    def __init__(self, kind: LuongScore, query_width: int, memory_width: int):
-        super().__init__()
+    def __init__(self, kind: LuongScore, query_width: int, memory_width: int, *, normalizer: Normalizer | None = None):
+        super().__init__(normalizer)
         if kind not in ("dot", "general", "concat"):
             raise ArgumentError(f"kind: must be 'dot', 'general' or 'concat', got {kind!r}")
         if kind == "dot" and query_width != memory_width:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from limelight.attend import attend, look
 from limelight.layers.guided import link_log_weights
 from limelight.masks import Mask
+from limelight.normalizers import Normalizer
 from limelight.scores import Score
 
 
@@ -14,7 +15,14 @@ class MemoryAttention(nn.Module, ABC):
     """Attention of a decoder's states over an encoder's memory, with one head.
 
     A leaf says how keys are made from the memory, once per sentence (`keys`), and how a query meets a key (`score`).
+
+    Args:
+        normalizer: how scores become weights, such as `sparsemax()`; None: `softmax()`.
     """
+
+    def __init__(self, normalizer: Normalizer | None = None):
+        super().__init__()
+        self.normalizer = normalizer
 
     @abstractmethod
     def keys(self, memory: Tensor) -> Tensor:
@@ -45,9 +53,10 @@ class MemoryAttention(nn.Module, ABC):
         """
         # [B, T, A] -> one head: [B, 1, T, A]
         query, key, value = self.queries(state).unsqueeze(1), keys.unsqueeze(1), memory.unsqueeze(1)
+        score, normalizer = self.score(), self.normalizer
         if not observe:
-            return attend(query, key, value, score=self.score(), mask=mask).squeeze(1), None
-        context, view = look(query, key, value, score=self.score(), mask=mask)
+            return attend(query, key, value, score=score, mask=mask, normalizer=normalizer).squeeze(1), None
+        context, view = look(query, key, value, score=score, mask=mask, normalizer=normalizer)
         return context.squeeze(1), view.dense().squeeze(1)
 
     def log_weights(self, state: Tensor, keys: Tensor, links: Tensor, mask: Mask | None = None) -> Tensor:
@@ -56,4 +65,4 @@ class MemoryAttention(nn.Module, ABC):
         `links` is int64 [P, 3], (row of the batch, query, key); memory grows with P, not with T x S.
         """
         query, key = self.queries(state).unsqueeze(1), keys.unsqueeze(1)
-        return link_log_weights(query, key, links, score=self.score(), mask=mask)
+        return link_log_weights(query, key, links, score=self.score(), mask=mask, normalizer=self.normalizer)
