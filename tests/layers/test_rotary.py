@@ -5,16 +5,18 @@ import torch
 
 from limelight.errors import ArgumentError
 from limelight.layers import (
+    DynamicNTKScaling,
     GroupedQueryAttention,
     LearnedPositions,
     LinearScaling,
     Llama3Scaling,
+    LongRoPEScaling,
     NTKScaling,
     RotaryPositions,
     YarnScaling,
 )
 from limelight.layers.grouped import append_cache
-from limelight.layers.rotary import Unscaled
+from limelight.layers.rotary_scaling import Unscaled
 from limelight.masks import causal
 
 
@@ -118,6 +120,78 @@ def test_scalings_are_those_of_hugging_face(name):
     torch.testing.assert_close(RotaryPositions(32, 5000.0, scaling)(x), theirs, rtol=0, atol=1e-5)
 
 
+def factors(seed):
+    """Sixteen numbers between 1 and 5, as of a search."""
+    return (1 + 4 * torch.rand(16, generator=torch.Generator().manual_seed(seed))).tolist()
+
+
+OF_THE_LENGTH = {
+    "dynamic": (DynamicNTKScaling(3.0, 64), {"factor": 3.0}, 64),
+    "longrope": (
+        LongRoPEScaling(8.0, 64, factors(1), factors(2)),
+        {
+            "factor": 8.0,
+            "short_factor": factors(1),
+            "long_factor": factors(2),
+            "original_max_position_embeddings": 64,
+        },
+        512,
+    ),
+    "longrope sharpened": (
+        LongRoPEScaling(8.0, 64, factors(1), factors(2), sharpen=1.5),
+        {
+            "factor": 8.0,
+            "short_factor": factors(1),
+            "long_factor": factors(2),
+            "original_max_position_embeddings": 64,
+            "attention_factor": 1.5,
+        },
+        512,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_LENGTH)
+def test_scalings_of_the_length_are_those_of_hugging_face(name):
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.llama import modeling_llama as llama
+
+    scaling, parameters, longest = OF_THE_LENGTH[name]
+    config = transformers.LlamaConfig(
+        hidden_size=3 * 32,
+        num_attention_heads=3,
+        max_position_embeddings=longest,
+        rope_parameters={"rope_type": name.split()[0], "rope_theta": 5000.0, **parameters},
+    )
+    layer = RotaryPositions(32, 5000.0, scaling, length=16)
+    # The layer is one and remembers nothing; theirs keeps the frequencies of the longest sequence so far.
+    for length in (11, 64, 65, 200, 113, 40, 300):
+        x = torch.randn(1, 3, length, 32)
+        cos, sin = llama.LlamaRotaryEmbedding(config)(x, torch.arange(length)[None])
+        theirs, _ = llama.apply_rotary_pos_emb(x, x, cos, sin)
+        torch.testing.assert_close(layer(x), theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(layer(x[:, :, 9:], start=9), layer(x)[:, :, 9:], rtol=0, atol=0)
+        # The scaling of one length stays what it is, in shorter sequences too.
+        fixed = RotaryPositions(32, 5000.0, scaling.at(length))
+        torch.testing.assert_close(fixed(x), layer(x), rtol=0, atol=0)
+        torch.testing.assert_close(fixed(x[:, :, :7]), layer(x)[:, :, :7], rtol=0, atol=0)
+    assert not layer.state_dict()
+
+
+def test_angles_of_the_length_by_hand():
+    # A sequence of 250 where 100 are known: 2 · 2.5 - 1 = 4, and the slowest pair turns by 1/40 (see below).
+    dynamic = DynamicNTKScaling(2.0, 100)
+    assert dynamic.at(250).frequencies(4, 100.0)[0].tolist() == pytest.approx([1.0, 0.025])
+    assert dynamic.at(100).frequencies(4, 100.0)[0].tolist() == pytest.approx([1.0, 0.1])
+    assert dynamic.frequencies(4, 100.0)[0].tolist() == pytest.approx([1.0, 0.1])
+    longer = LongRoPEScaling(100.0, 100, [1.0, 2.0], [4.0, 5.0])
+    angles, sharpen = longer.at(101).frequencies(4, 100.0)
+    assert angles.tolist() == pytest.approx([0.25, 0.02])
+    assert sharpen == pytest.approx(math.sqrt(2))
+    assert longer.at(100).frequencies(4, 100.0)[0].tolist() == pytest.approx([1.0, 0.05])
+    assert longer.at(5) == longer.at(7) != longer.at(101)
+
+
 def test_scaled_angles_by_hand():
     # Pair 0 of four columns turns by 1 a position, pair 1 by 1/10.
     plain, _ = Unscaled().frequencies(4, 100.0)
@@ -164,6 +238,13 @@ def test_learned_positions():
         (lambda: YarnScaling(2.0, 512, fast=1.0, slow=2.0), "0 < slow < fast"),
         (lambda: Llama3Scaling(length=0), "length: must be that of training"),
         (lambda: RotaryPositions(2, scaling=NTKScaling(2.0)), "needs a width of at least 4"),
+        (lambda: RotaryPositions(2, scaling=DynamicNTKScaling(2.0, 8)), "needs a width of at least 4"),
+        (lambda: DynamicNTKScaling(0.5, 8), "factor: must be a number of at least 1"),
+        (lambda: DynamicNTKScaling(2.0, 0), "length: must be that of training, in positions, at least 1, got 0"),
+        (lambda: LongRoPEScaling(2.0, 1, [1.0], [1.0]), "at least 2, got 1"),
+        (lambda: LongRoPEScaling(2.0, 8, [1.0], [0.0]), r"long: must be numbers above 0.*got \[0.0\]"),
+        (lambda: LongRoPEScaling(2.0, 8, [1.0], [1.0, 2.0]), "as many numbers, one for each pair, got 1 and 2"),
+        (lambda: RotaryPositions(6, scaling=LongRoPEScaling(2.0, 8, [1.0], [2.0])), "each of the 3 pairs, got 1"),
     ],
 )
 def test_mistakes(make, message):

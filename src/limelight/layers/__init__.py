@@ -14,11 +14,13 @@ from limelight.layers.multihead import MultiHeadAttention
 from limelight.layers.norm import RMSNorm, make_norm
 from limelight.layers.positions import LearnedPositions, SinusoidalPositions, sinusoidal
 from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack
-from limelight.layers.rotary import (
+from limelight.layers.rotary import RotaryPositions
+from limelight.layers.rotary_scaling import (
+    DynamicNTKScaling,
     LinearScaling,
     Llama3Scaling,
+    LongRoPEScaling,
     NTKScaling,
-    RotaryPositions,
     RotaryScaling,
     YarnScaling,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "BidirectionalEncoder",
     "CoverageAttention",
     "Dropout",
+    "DynamicNTKScaling",
     "FeedForward",
     "GroupedQueryAttention",
     "LearnedPositions",
@@ -38,6 +41,7 @@ __all__ = [
     "LocalMonotonicAttention",
     "LocalPredictiveAttention",
     "LocationAttention",
+    "LongRoPEScaling",
     "LuongAttention",
     "MemoryAttention",
     "MultiHeadAttention",
