@@ -78,6 +78,30 @@ def test_links_lead_somewhere(document):
         assert target.startswith("http") or (document.parent / target).exists(), target
 
 
+def _linked(document):
+    text = document.read_text(encoding="utf-8")
+    return {(document.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)[)#]", text)}
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), {ROOT / "README.md"}
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        waiting |= _linked(page) - reached
+    assert set(DOCUMENTS) - reached == set()
+
+
+def test_every_mechanism_is_in_the_index_with_all_its_parts():
+    index = ROOT / "docs" / "mechanisms.md"
+    pages = {*(ROOT / "docs" / "mechanisms").iterdir(), ROOT / "docs" / "normalizers.md"}
+    assert pages <= _linked(index)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for part in (r"^```python$", r"^!\[", r"^(\*\*From:|\| .*\| source \|$)", r"^(\*\*Cost:|## Cost)"):
+            assert re.search(part, text, re.MULTILINE), f"{page.name}: {part}"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
