@@ -16,7 +16,8 @@ from limelight.scores import gaussian
 class LocalAttention(nn.Module, ABC):
     """Attention over the keys in [p_t - D, p_t + D] ∩ [0, S_b - 1], S_b being the length of the source.
 
-    Luong, Pham and Manning (2015), section 3.2. A leaf says where p_t is. How a query meets a key is `inner`'s matter.
+    Luong, Pham and Manning (2015), section 3.2. A leaf says where p_t is (`centres`) and what is done around it. How a
+    query meets a key is `inner`'s matter.
 
     Args:
         inner: the attention inside the window, such as `LuongAttention("general", Q, M)`.
@@ -37,6 +38,15 @@ class LocalAttention(nn.Module, ABC):
         return self.inner.keys(memory)
 
     @abstractmethod
+    def centres(self, state: Tensor, source_lengths: Tensor, times: Tensor | None = None) -> Tensor:
+        """p_t of decoder states [B, T, Q], float, [B, T]."""
+
+    @abstractmethod
+    def around(
+        self, centre: Tensor, mask: Mask, state: Tensor, keys: Tensor, memory: Tensor, observe: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `forward` gives, of centres [B, T] and the mask of their windows."""
+
     def forward(
         self,
         state: Tensor,
@@ -60,17 +70,13 @@ class LocalAttention(nn.Module, ABC):
         Returns:
             contexts [B, T, M]; weights [B, T, S], or None.
         """
-
-    def _window(self, centre: Tensor, source_lengths: Tensor) -> Mask:
-        """Keys in [centre - D, centre + D] of each query, [B, T], that are not padding."""
-        first, last = (centre - self.window).ceil().long(), (centre + self.window).floor().long()
-        return interval(first, last) & lengths(source_lengths)
-
-    @staticmethod
-    def _lengths(memory: Tensor, source_lengths: Tensor | None) -> Tensor:
-        if source_lengths is not None:
-            return source_lengths
-        return torch.full((len(memory),), memory.shape[1], device=memory.device)
+        if source_lengths is None:
+            source_lengths = torch.full((len(memory),), memory.shape[1], device=memory.device)
+        centre = self.centres(state, source_lengths, times)
+        near = centre.detach()
+        first, last = (near - self.window).ceil().long(), (near + self.window).floor().long()
+        mask = interval(first, last) & lengths(source_lengths)
+        return self.around(centre, mask, state, keys, memory, observe)
 
 
 class LocalMonotonicAttention(LocalAttention):
@@ -80,21 +86,16 @@ class LocalMonotonicAttention(LocalAttention):
     window is empty. Arguments as `LocalAttention`.
     """
 
-    def forward(
-        self,
-        state: Tensor,
-        keys: Tensor,
-        memory: Tensor,
-        source_lengths: Tensor | None = None,
-        times: Tensor | None = None,
-        *,
-        observe: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `LocalAttention.forward`."""
-        source_lengths = self._lengths(memory, source_lengths)
+    def centres(self, state: Tensor, source_lengths: Tensor, times: Tensor | None = None) -> Tensor:
+        """The times themselves, up to the end of the source."""
         times = torch.arange(state.shape[1], device=state.device) if times is None else times
-        centre = torch.minimum(times.expand(state.shape[:2]), source_lengths[:, None] - 1)
-        return self.inner(state, keys, memory, self._window(centre.double(), source_lengths), observe=observe)
+        return torch.minimum(times.expand(state.shape[:2]), source_lengths[:, None] - 1).double()
+
+    def around(
+        self, centre: Tensor, mask: Mask, state: Tensor, keys: Tensor, memory: Tensor, observe: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The inner attention, which sees the window only."""
+        return self.inner(state, keys, memory, mask, observe=observe)
 
 
 class LocalPredictiveAttention(LocalAttention):
@@ -125,26 +126,16 @@ class LocalPredictiveAttention(LocalAttention):
         self.place_projection = nn.Linear(query_width, query_width, bias=False)
         self.place_vector = nn.Parameter(torch.empty(query_width).uniform_(-1, 1) / query_width**0.5)
 
-    def centres(self, state: Tensor, source_lengths: Tensor) -> Tensor:
-        """p_t in (0, S_b) of decoder states [B, T, Q]: float32 or wider, [B, T]; differentiable."""
+    def centres(self, state: Tensor, source_lengths: Tensor, times: Tensor | None = None) -> Tensor:
+        """p_t in (0, S_b) of decoder states [B, T, Q]: float32 or wider, [B, T]; differentiable. Times play no part."""
         logit = (self.place_projection(state).tanh() * self.place_vector).sum(-1)
         wide = torch.promote_types(logit.dtype, torch.float32)
         return source_lengths[:, None].to(wide) * logit.to(wide).sigmoid()
 
-    def forward(
-        self,
-        state: Tensor,
-        keys: Tensor,
-        memory: Tensor,
-        source_lengths: Tensor | None = None,
-        times: Tensor | None = None,
-        *,
-        observe: bool = False,
+    def around(
+        self, centre: Tensor, mask: Mask, state: Tensor, keys: Tensor, memory: Tensor, observe: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """See `LocalAttention.forward`; `times` play no part."""
-        source_lengths = self._lengths(memory, source_lengths)
-        centre = self.centres(state, source_lengths)
-        mask = self._window(centre.detach(), source_lengths)
+        """The softmax over the window, then the Gaussian."""
         query, key, value = self.inner.queries(state).unsqueeze(1), keys.unsqueeze(1), memory.unsqueeze(1)
         score = self.inner.score()
         pulled, view = look(query, key, value, score=gaussian(score, centre, self.window / 2), mask=mask)
