@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from tests.support.inputs import Sizes, blocks_of, tensors
-from tests.support.normalizers import NORMALIZERS
+from tests.support.normalizers import COMPETING, NORMALIZERS
 from torch import nn
 
 import limelight
@@ -49,6 +49,35 @@ def test_a_key_that_gets_nothing_is_no_link(name, budget):
         torch.testing.assert_close(view.entropy(), entropy)
         torch.testing.assert_close(view.received(), weights.sum(-2))
     assert (weights.sum(-1) - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["reference", "streaming"])
+@pytest.mark.parametrize("name", COMPETING)
+def test_thresholds_are_kept_so_exactly_that_long_rows_sum_to_one(name, backend):
+    # 4,099 keys in the support of scores around 20, where numbers of float32 lie 2e-6 apart: a threshold rounded to
+    # one of them would be taken off each key.
+    maker = torch.Generator().manual_seed(2)
+    row = 20.0 + 1e-4 * torch.rand(1, 1, 3, 4099, generator=maker)
+    query, key = torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 4099, 1)
+    value = torch.ones(1, 1, 4099, 1, requires_grad=True)
+    options = {"bias": row, "normalizer": NORMALIZERS[name][0], "backend": backend}
+    output, view = limelight.look(query, key, value, **options)
+    exact = limelight.look(*(one.detach().double() for one in (query, key, value)), **options)[1].dense()
+    ones = torch.ones(3).double()
+    for weights in (view.dense(), view[0, 0].unsqueeze(0).unsqueeze(0)):
+        assert weights.dtype is torch.float32
+        torch.testing.assert_close(weights.double().sum(-1)[0, 0], ones, rtol=0, atol=2e-5)
+        torch.testing.assert_close(weights.double(), exact, rtol=0, atol=1e-8)
+    received = exact.sum(-2)[0, 0]
+    for answer in (view.received(), ones.float() @ view):
+        torch.testing.assert_close(answer[0, 0].double(), received, rtol=0, atol=3e-8)
+    pairs = [(0, 0, i, j) for i in range(3) for j in range(100)]
+    logs = view.log_prob(pairs).double()
+    torch.testing.assert_close(logs.exp(), exact[0, 0, :, :100].flatten(), rtol=1e-3, atol=1e-8)
+    answers = (view.threshold, view.entropy(), view.distance(), view.map(2, 2), view.top(2).weights)
+    assert {one.dtype for one in answers} == {torch.float32}
+    (slope,) = torch.autograd.grad(output.sum(), value)
+    torch.testing.assert_close(slope[0, 0, :, 0].double(), received, rtol=0, atol=3e-8)
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limelight.backends.distances import add_distance_gradient
 from limelight.backends.dropout import kept_over_rate
-from limelight.backends.numerics import Strays, all_finite, weighted_sum, without_nonfinite
+from limelight.backends.numerics import Strays, all_finite, excess, weighted_sum, without_nonfinite
 from limelight.backends.protocol import Call, groups_of
 from limelight.backends.sinks import row_products, sink_gradient, sink_slopes
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile
@@ -36,9 +36,9 @@ from limelight.masks.block import pick
 class Outcome(NamedTuple):
     """What the forward pass gives, and what the backward pass wants of each row.
 
-    output [N, H, T, E] in the value's dtype; in the accumulation dtype the threshold [N, H, T], softmax's lse, and
-    where keys compete the mean of the values under the slopes, centre [N, H, T, E], and the sum of the slopes, total
-    [N, H, T]; for softmax these are the output and 1 (None).
+    output [N, H, T, E] in the value's dtype; the threshold [N, H, T], softmax's lse in the accumulation dtype, others
+    in one as wide or wider; where keys compete, in the accumulation dtype, the mean of the values under the slopes,
+    centre [N, H, T, E], and the sum of the slopes, total [N, H, T]; for softmax these are the output and 1 (None).
     """
 
     output: Tensor
@@ -117,6 +117,7 @@ class Backward:
         self.threshold = outcome.threshold.unsqueeze(-1)
         # Where the pairs of a row are independent, nothing is taken off.
         self.delta = self.sink = None
+        to_threshold = to_threshold.to(dtype)
         if outcome.centre is not None:
             if outcome.total is not None:
                 to_threshold = to_threshold / outcome.total.masked_fill(outcome.total == 0.0, 1.0)
@@ -163,7 +164,8 @@ class Backward:
         allowed = tile.scores != -torch.inf if self.careful else None
         threshold = self.threshold[batch, :, rows]
         # An empty row: -inf - inf where -inf + inf would be NaN.
-        weights = call.normalizer.weights(tile.scores - threshold.masked_fill(threshold == -torch.inf, torch.inf))
+        threshold = threshold.masked_fill(threshold == -torch.inf, torch.inf)
+        weights = call.normalizer.weights(excess(tile.scores, threshold))
         if allowed is not None:
             weights.masked_fill_(~allowed, 0.0)
         kept = kept_over_rate(block, call.dropout, call.seed, dtype) if call.dropout else None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limelight.backends.numerics import all_finite, no_autocast, weighted_sum
+from limelight.backends.numerics import all_finite, excess, no_autocast, weighted_sum
 from limelight.backends.protocol import Call
 from limelight.backends.tiles import key_piece, query_piece, score_tile, take
 from limelight.backends.tiling import block_sizes, pieces
@@ -30,17 +30,17 @@ def weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
 
 
 def _weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
-    dtype = threshold.dtype
+    dtype = call.dtype()
     parameters = tuple(parameter.to(dtype) for parameter in call.score.parameters)
     chosen = call.score.of_heads(parameters, block.head)
     wide = block._replace(head=slice(0, block.heads)) if chosen is None else block
     query, key = query_piece(call.query, wide, dtype), key_piece(call.key, wide, dtype)
     ask = call.mask is not None and not call.mask.allows_all(wide)
     scores = score_tile(call, query, key, parameters if chosen is None else chosen, wide, ask).scores
-    rows = query_piece(threshold.unsqueeze(-1), wide, dtype)
+    rows = query_piece(threshold.unsqueeze(-1), wide, threshold.dtype)
     # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose threshold is NaN. Filled before the
     # exp, so that the gradient to the threshold is 0 there as well.
-    weights = call.normalizer.weights((scores - rows).masked_fill(scores == -torch.inf, -torch.inf))
+    weights = call.normalizer.weights(excess(scores, rows).masked_fill(scores == -torch.inf, -torch.inf))
     return (
         Weights(scores, weights)
         if chosen is not None
@@ -54,7 +54,7 @@ def gathered(call: Call, threshold: Tensor, block: Block, counts: tuple[int, int
     steps = block_sizes(n, h, t, s, call.pair_cost())
     if steps == (n, t, s):
         return weights_of(call, threshold, block).weights
-    out = threshold.new_empty(counts)
+    out = threshold.new_empty(counts, dtype=call.dtype())
     for batch in pieces(n, steps[0]):
         for rows in pieces(t, steps[1]):
             for columns in pieces(s, steps[2]):
@@ -83,7 +83,7 @@ def _part(selector: Selector, piece: slice) -> Selector:
 def received(call: Call, threshold: Tensor) -> Tensor:
     """Σ_i of the weights, [N, H, S]."""
     n, heads, _, _ = call.query.shape
-    out = threshold.new_zeros(n, heads, call.key.shape[2])
+    out = threshold.new_zeros((n, heads, call.key.shape[2]), dtype=call.dtype())
     for block in blocks(call):
         out[block.batch, :, block.columns] += weights_of(call, threshold, block).weights.sum(2)
     return out
@@ -91,12 +91,12 @@ def received(call: Call, threshold: Tensor) -> Tensor:
 
 def entropy(call: Call, threshold: Tensor) -> Tensor:
     """-Σ_j w log w of each row in nats, [N, H, T]; 0 for an empty row."""
-    out = torch.zeros_like(threshold)
+    out = torch.zeros_like(threshold, dtype=call.dtype())
     for block in blocks(call):
         scores, weights = weights_of(call, threshold, block)
         rows = threshold[block.batch, :, block.rows].unsqueeze(-1)
         # w log w is 0 where w is 0; there log w, for softmax score - threshold, may be -inf.
-        logs = call.normalizer.log_weights(scores - rows)
+        logs = call.normalizer.log_weights(excess(scores, rows))
         out[block.batch, :, block.rows] -= (weights * logs).masked_fill_(weights == 0.0, 0.0).sum(-1)
     return out
 
@@ -109,7 +109,7 @@ def strongest(call: Call, threshold: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     n, heads, queries, _ = call.query.shape
     indices = torch.full((n, heads, queries, k), -1, dtype=torch.int64, device=threshold.device)
-    best = threshold.new_full((n, heads, queries, k), -torch.inf)
+    best = threshold.new_full((n, heads, queries, k), -torch.inf, dtype=call.dtype())
     weights = torch.zeros_like(best)
     for block in blocks(call):
         place = (block.batch, slice(None), block.rows)
@@ -145,12 +145,12 @@ def _ranked(scores: Tensor) -> Tensor:
 
 def distance(call: Call, threshold: Tensor) -> Tensor:
     """Σ_j w_ij |i + S - T - j| / Σ_j w_ij of each row, [N, H, T]; 0 for an empty row."""
-    out, total = torch.zeros_like(threshold), torch.zeros_like(threshold)
+    out, total = (torch.zeros_like(threshold, dtype=call.dtype()) for _ in range(2))
     move = call.key.shape[2] - call.query.shape[2]
     for block in blocks(call):
         place = (block.batch, slice(None), block.rows)
         weights = weights_of(call, threshold, block).weights
-        away = (block.column_index() - (block.row_index() + move).unsqueeze(-1)).abs().to(threshold.dtype)
+        away = (block.column_index() - (block.row_index() + move).unsqueeze(-1)).abs().to(out.dtype)
         out[place] += (weights * away).sum(-1)
         total[place] += weights.sum(-1)
     return out / total.masked_fill_(total == 0.0, 1.0)

@@ -41,6 +41,19 @@ def without_nonfinite(tensor: Tensor) -> Tensor:
     return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def excess(scores: Tensor, threshold: Tensor) -> Tensor:
+    """The scores less the threshold, a fresh tensor in the dtype of the scores; the threshold may be in a wider one.
+
+    What a score has above its threshold may be a small part of both. Where that counts, the first difference is exact,
+    and what rounding took from the threshold is taken off the small number.
+    """
+    near = threshold.to(scores.dtype)
+    if near.dtype is threshold.dtype:
+        return scores - near
+    rest = (threshold.detach() - near.detach()).to(scores.dtype).nan_to_num_(nan=0.0)  # inf - inf
+    return (scores - near).sub_(rest)
+
+
 class Strays:
     """NaN and inf that allowed pairs let through: flags [n, H, t, E], gathered over the blocks of a row piece."""
 

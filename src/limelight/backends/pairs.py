@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limelight.backends import tiling
-from limelight.backends.numerics import no_autocast
+from limelight.backends.numerics import excess, no_autocast
 from limelight.backends.protocol import Call
 
 
@@ -20,18 +20,18 @@ def log_weights(call: Call, threshold: Tensor, pairs: Tensor) -> Tensor:
     bias = None
     if call.bias is not None:
         place = (one if size > 1 else one * 0 for one, size in zip((n, h, i, j), call.bias.shape, strict=True))
-        bias = call.bias[tuple(place)].to(threshold.dtype)
+        bias = call.bias[tuple(place)].to(call.dtype())
         allowed = allowed & (bias != -torch.inf)
         bias = bias.where(allowed, 0.0)
     if call.distances is not None:
         by_distance = call.distances.expand(call.query.shape[1], -1)
-        bias = by_distance[h, j - i + call.query.shape[2] - 1].to(threshold.dtype)
+        bias = by_distance[h, j - i + call.query.shape[2] - 1].to(call.dtype())
     with no_autocast(call.query):
-        scores = _scores(call, threshold.dtype, pairs, allowed)
+        scores = _scores(call, call.dtype(), pairs, allowed)
     scores = scores if bias is None else scores + bias
     # What is forbidden is replaced before anything is done with it, so that NaN there reaches no gradient.
     ends = _picked(threshold.unsqueeze(-1), n, h, i).squeeze(-1).where(allowed, 0.0)
-    return call.normalizer.log_weights((scores - ends).where(allowed, -torch.inf))
+    return call.normalizer.log_weights(excess(scores, ends).where(allowed, -torch.inf))
 
 
 def _scores(call: Call, dtype: torch.dtype, pairs: Tensor, allowed: Tensor) -> Tensor:

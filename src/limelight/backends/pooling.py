@@ -22,7 +22,7 @@ def pooled(call: Call, threshold: Tensor, region: Block, rows: int, columns: int
     down, across = _edges(region.rows, rows), _edges(region.columns, columns)
     assert isinstance(region.batch, slice)
     first = region.batch.start
-    out = threshold.new_zeros(region.batch.stop - first, region.heads, rows, columns)
+    out = threshold.new_zeros((region.batch.stop - first, region.heads, rows, columns), dtype=call.dtype())
     for block in blocks(call, region):
         weights = weights_of(call, threshold, block).weights
         batch, low, high = block.batch, block.rows, block.columns
@@ -37,7 +37,7 @@ def pooled(call: Call, threshold: Tensor, region: Block, rows: int, columns: int
             torch.maximum(place, part, out=place)
     if reduce == "mean":
         tall, wide = (
-            torch.tensor([b - a for a, b in pairwise(edges)], dtype=threshold.dtype, device=threshold.device)
+            torch.tensor([b - a for a, b in pairwise(edges)], dtype=out.dtype, device=out.device)
             for edges in (down, across)
         )
         out /= tall.unsqueeze(-1) * wide

@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from limelight.contract import accumulation_dtype
 from limelight.masks import Block, Mask
 from limelight.masks.block import Selector
 from limelight.masks.form import EVERYTHING, Form
@@ -128,6 +130,10 @@ class Call:
         cost = max(1, self.score.pair_cost(self.key.shape[-1]))
         return cost if self.distances is None else cost + 2
 
+    def dtype(self) -> torch.dtype:
+        """What scores and weights are computed in: float32 or wider."""
+        return accumulation_dtype(self.query.dtype)
+
     def pairs(self) -> int:
         """N H T S."""
         return math.prod(self.query.shape[:3]) * self.key.shape[2]
@@ -136,7 +142,7 @@ class Call:
 class Result(NamedTuple):
     """Output [N, H, T, E]; lse [N, H, T] in the accumulation dtype (may be None when not wanted).
 
-    For a normalizer other than softmax its threshold stands in the place of the lse.
+    For a normalizer other than softmax its threshold stands in the place of the lse, and may be in a wider dtype.
 
     weights [N, H, T, S] before dropout, without a graph, where the whole matrix was one block and they are there.
     gathered: what `call.gather` asked for, as far as the backend does that on the way.

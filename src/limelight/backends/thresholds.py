@@ -27,6 +27,7 @@ from limelight.contract import accumulation_dtype
 from limelight.masks import Block
 from limelight.masks.block import pick
 from limelight.normalizers import Rows
+from limelight.normalizers.protocol import joined, threshold_dtype
 
 
 def forward(call: Call, parameters: tuple[Tensor, ...], tracked: bool) -> Outcome:
@@ -36,9 +37,9 @@ def forward(call: Call, parameters: tuple[Tensor, ...], tracked: bool) -> Outcom
     parameters = tuple(parameter.to(dtype) for parameter in parameters)
     tracked = tracked and call.normalizer.competes
     output = call.value.new_zeros(n, heads, queries, width)
-    threshold = torch.full((n, heads, queries), -torch.inf, dtype=dtype, device=output.device)
+    threshold = output.new_full((n, heads, queries), -torch.inf, dtype=threshold_dtype(output, dtype))
     centre = output.new_zeros(output.shape, dtype=dtype) if tracked else None
-    total = torch.zeros_like(threshold) if tracked else None
+    total = torch.zeros_like(threshold, dtype=dtype) if tracked else None
     plan = Plan(call, whole_rows=True)
     for batch, high in plan.row_blocks():
         rows = _Rows(call, plan, parameters, batch, high)
@@ -47,7 +48,7 @@ def forward(call: Call, parameters: tuple[Tensor, ...], tracked: bool) -> Outcom
         if call.may_forbid() and not all_finite(*piece):
             piece = _output(call, rows, offset, tracked, careful=True)
         place = (batch, slice(None), high)
-        threshold[place] = (offset + rows.base).squeeze(-1)
+        threshold[place] = joined(rows.base, offset).squeeze(-1)
         output[place] = piece[0]
         if centre is not None and total is not None:
             centre[place], total[place] = piece[1:]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limelight.normalizers.newton import solved, sorted_support
-from limelight.normalizers.protocol import Normalizer, Rows, peaks, with_sink
+from limelight.normalizers.newton import SparseNormalizer
+from limelight.normalizers.protocol import Normalizer
 
 
 @dataclass(frozen=True)
-class Entmax15(Normalizer):
+class Entmax15(SparseNormalizer):
     """See `entmax15`. f(x) = max(x / 2, 0)²."""
 
     @property
@@ -21,17 +21,9 @@ class Entmax15(Normalizer):
         return "entmax-1.5"
 
     @property
-    def competes(self) -> bool:
-        """They do."""
-        return True
-
-    @property
-    def sparse(self) -> bool:
-        """It is."""
-        return True
-
-    def check(self, sink: Tensor | None) -> None:
-        """A sink takes part."""
+    def c(self) -> float:
+        """1/2."""
+        return 0.5
 
     def weights(self, excess: Tensor) -> Tensor:
         """The square of half the positive part."""
@@ -46,30 +38,17 @@ class Entmax15(Normalizer):
         """The root of the weight."""
         return weights.sqrt()
 
-    def threshold(self, rows: Rows) -> Tensor:
-        """By Newton's method."""
-        return solved(self, 0.5, rows)
+    def offsets(self, ordered: Tensor, count: Tensor) -> Tensor:
+        """The smaller root of Σ ((s - τ) / 2)² = 1 over the first k: algorithm 2 of the paper; no root: their mean."""
+        mean = ordered.cumsum(-1) / count
+        spread = 0.25 * (ordered.square().cumsum(-1) - count * mean.square())
+        return mean - 2.0 * ((1.0 - spread) / count).clamp(min=0.0).sqrt()
 
-    def textbook(self, scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
-        """By sorting: algorithm 2 of the paper."""
-        row = with_sink(scores, sink)
-        base, empty = peaks(row)
-        row = 0.5 * (row - base)
-        inside = sorted_support(row, _threshold)
-        size = inside.sum(-1, keepdim=True).clamp(min=1)
+    def offset(self, row: Tensor, inside: Tensor, size: Tensor) -> Tensor:
+        """The same over the support, with the spread summed around the mean."""
         mean = row.where(inside, 0.0).sum(-1, keepdim=True) / size
-        spread = (row - mean).where(inside, 0.0).square().sum(-1, keepdim=True)
-        # NaN scores have no support, and show.
-        threshold = mean - ((1.0 - spread) / size).sqrt() + 0.0 * base
-        weights = (row - threshold).clamp(min=0.0).square()[..., : scores.shape[-1]]
-        return weights, (2.0 * threshold + base).masked_fill(empty, -torch.inf).squeeze(-1)
-
-
-def _threshold(ordered: Tensor, count: Tensor) -> Tensor:
-    """The smaller root of Σ (z - τ)² = 1 over the first k numbers; where there is none, the numbers' mean."""
-    mean = ordered.cumsum(-1) / count
-    spread = ordered.square().cumsum(-1) - count * mean.square()
-    return mean - ((1.0 - spread) / count).clamp(min=0.0).sqrt()
+        spread = 0.25 * (row - mean).where(inside, 0.0).square().sum(-1, keepdim=True)
+        return mean - 2.0 * ((1.0 - spread) / size).sqrt()
 
 
 def entmax15() -> Normalizer:

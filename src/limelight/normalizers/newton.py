@@ -14,12 +14,12 @@ We start at the greatest score less 1 / c, where that key alone has the weight 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
-from limelight.normalizers.protocol import Normalizer, Rows
+from limelight.normalizers.protocol import Normalizer, Rows, joined, peaks, with_sink
 
 _MOST_STEPS = 200
 """Never reached; a loop that does not depend on how numbers round."""
@@ -49,15 +49,58 @@ def solved(normalizer: Normalizer, c: float, rows: Rows) -> Tensor:
     return offset.masked_fill_(empty, -torch.inf)
 
 
-def sorted_support(row: Tensor, threshold_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Which numbers of each row [..., S] lie above its threshold, by sorting; without a graph.
+class SparseNormalizer(Normalizer):
+    """What sparsemax and entmax-1.5 have in common: all but f and the formula of the threshold."""
 
-    `threshold_of(ordered, count)` gives for each k what the threshold is if the first k numbers are the support.
-    """
-    with torch.no_grad():
-        # No threshold is below the greatest number, 0, less 2.
-        ordered = row.clamp(min=-3.0).sort(-1, descending=True).values
-        count = torch.arange(1, row.shape[-1] + 1, dtype=row.dtype, device=row.device)
-        thresholds = threshold_of(ordered, count)
-        size = (ordered > thresholds).sum(-1, keepdim=True)
-        return row > thresholds.gather(-1, (size - 1).clamp(min=0))
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def c(self) -> float:
+        """The c of f(x) = (c x)^(1/c)."""
+
+    @abstractmethod
+    def offsets(self, ordered: Tensor, count: Tensor) -> Tensor:
+        """What the threshold would be if the first k numbers of rows [..., S], falling, were the support; k = count."""
+
+    @abstractmethod
+    def offset(self, row: Tensor, inside: Tensor, size: Tensor) -> Tensor:
+        """The threshold [..., 1] of rows [..., S] whose support of that size is `inside`; in ordinary autograd."""
+
+    @property
+    def competes(self) -> bool:
+        """They do."""
+        return True
+
+    @property
+    def sparse(self) -> bool:
+        """It is."""
+        return True
+
+    def check(self, sink: Tensor | None) -> None:
+        """A sink takes part."""
+
+    def threshold(self, rows: Rows) -> Tensor:
+        """By Newton's method."""
+        return solved(self, self.c, rows)
+
+    def textbook(self, scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
+        """By sorting."""
+        row = with_sink(scores, sink)
+        base, empty = peaks(row)
+        row = row - base
+        inside = self._support(row)
+        # NaN scores have no support, and show.
+        offset = self.offset(row, inside, inside.sum(-1, keepdim=True).clamp(min=1)) + 0.0 * base
+        weights = self.weights(row - offset)[..., : scores.shape[-1]]
+        return weights, joined(base, offset).masked_fill(empty, -torch.inf).squeeze(-1)
+
+    def _support(self, row: Tensor) -> Tensor:
+        """Which numbers of each row [..., S], the greatest being 0, lie above its threshold; without a graph."""
+        with torch.no_grad():
+            # No threshold is below -2.
+            ordered = row.clamp(min=-3.0).sort(-1, descending=True).values
+            count = torch.arange(1, row.shape[-1] + 1, dtype=row.dtype, device=row.device)
+            offsets = self.offsets(ordered, count)
+            size = (ordered > offsets).sum(-1, keepdim=True)
+            return row > offsets.gather(-1, (size - 1).clamp(min=0))

@@ -99,6 +99,20 @@ def peaks(row: Tensor) -> tuple[Tensor, Tensor]:
     return peak.masked_fill(empty, 0.0), empty
 
 
+def threshold_dtype(like: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What thresholds are kept in: float64, where the device of that tensor has it, or else the dtype of the scores.
+
+    A threshold of 20 is off by 1e-6 in float32, and sparsemax takes it off each of thousands of keys.
+    """
+    return dtype if like.device.type == "mps" else torch.float64
+
+
+def joined(base: Tensor, offset: Tensor) -> Tensor:
+    """Their sum: the threshold of scores that less `base` have the threshold `offset`."""
+    wide = threshold_dtype(base, offset.dtype)
+    return base.to(wide) + offset.to(wide)
+
+
 def with_sink(scores: Tensor, sink: Tensor | None) -> Tensor:
     """The rows with their sink as one more key, [n, H, t, S or S + 1]."""
     return scores if sink is None else torch.cat((scores, sink.expand(*scores.shape[:-1], 1)), -1)

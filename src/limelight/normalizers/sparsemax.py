@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limelight.normalizers.newton import solved, sorted_support
-from limelight.normalizers.protocol import Normalizer, Rows, peaks, with_sink
+from limelight.normalizers.newton import SparseNormalizer
+from limelight.normalizers.protocol import Normalizer
 
 
 @dataclass(frozen=True)
-class Sparsemax(Normalizer):
+class Sparsemax(SparseNormalizer):
     """See `sparsemax`. f(x) = max(x, 0)."""
 
     @property
@@ -21,17 +21,9 @@ class Sparsemax(Normalizer):
         return "sparsemax"
 
     @property
-    def competes(self) -> bool:
-        """They do."""
-        return True
-
-    @property
-    def sparse(self) -> bool:
-        """It is."""
-        return True
-
-    def check(self, sink: Tensor | None) -> None:
-        """A sink takes part."""
+    def c(self) -> float:
+        """1: Newton's method is Michelot's here."""
+        return 1.0
 
     def weights(self, excess: Tensor) -> Tensor:
         """The positive part."""
@@ -46,22 +38,13 @@ class Sparsemax(Normalizer):
         """1 in the support, 0 outside."""
         return weights.sign()
 
-    def threshold(self, rows: Rows) -> Tensor:
-        """By Newton's method, which is Michelot's here."""
-        return solved(self, 1.0, rows)
+    def offsets(self, ordered: Tensor, count: Tensor) -> Tensor:
+        """(Σ of the first k - 1) / k: algorithm 1 of the paper."""
+        return (ordered.cumsum(-1) - 1.0) / count
 
-    def textbook(self, scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
-        """By sorting: algorithm 1 of the paper."""
-        row = with_sink(scores, sink)
-        base, empty = peaks(row)
-        row = row - base
-        inside = sorted_support(row, lambda ordered, count: (ordered.cumsum(-1) - 1.0) / count)
-        size = inside.sum(-1, keepdim=True).clamp(min=1)
-        threshold = (row.where(inside, 0.0).sum(-1, keepdim=True) - 1.0) / size
-        # NaN scores have no support, and show.
-        threshold = threshold + 0.0 * base
-        weights = (row - threshold).clamp(min=0.0)[..., : scores.shape[-1]]
-        return weights, (threshold + base).masked_fill(empty, -torch.inf).squeeze(-1)
+    def offset(self, row: Tensor, inside: Tensor, size: Tensor) -> Tensor:
+        """(Σ of the support - 1) / its size."""
+        return (row.where(inside, 0.0).sum(-1, keepdim=True) - 1.0) / size
 
 
 def sparsemax() -> Normalizer:

@@ -63,7 +63,7 @@ class AttentionView(VirtualArray):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights: float32, or float64 for float64 inputs."""
-        return self._threshold.dtype
+        return self._kept.dtype()
 
     @property
     def device(self) -> torch.device:
@@ -91,9 +91,10 @@ class AttentionView(VirtualArray):
         """The number τ of each row, [..., H, T], with weights f(score + bias - τ); f is that of the normalizer.
 
         For softmax f = exp and τ = lse; sparsemax and entmax-1.5 give 0 to all scores of at most τ; sigmoid's is -b.
-        -inf for a row that may attend to nothing (with a sink, or a bias given to `sigmoid`, the τ of that alone).
+        -inf for a row that may attend to nothing (with a sink, or a bias given to `sigmoid`, the τ of that alone). The
+        view itself keeps τ of other normalizers in float64.
         """
-        return self._open(self._threshold)
+        return self._open(self._threshold).to(self.dtype)
 
     def __len__(self) -> int:
         return self.shape[0]

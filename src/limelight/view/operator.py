@@ -26,7 +26,7 @@ from limelight.errors import ArgumentError
 
 def right(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
     """View @ x, of x [..., S, M] or [S]; `lead`: the axes of the view but for the last two."""
-    x = as_operand(x, threshold.dtype, threshold.device)
+    x = as_operand(x, call.dtype(), threshold.device)
     column = x.unsqueeze(-1) if x.ndim == 1 else x
     folded, unfold = _fold(column, lead, call.key.shape[2], "view @ x: x must be [..., S, M] or [S]")
     out = unfold(_times(call, folded))
@@ -35,7 +35,7 @@ def right(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tenso
 
 def left(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:
     """X @ view, of x [..., M, T] or [T]."""
-    x = as_operand(x, threshold.dtype, threshold.device)
+    x = as_operand(x, call.dtype(), threshold.device)
     column = x.unsqueeze(-1) if x.ndim == 1 else x.mT
     folded, unfold = _fold(column, lead, call.query.shape[2], "x @ view: x must be [..., M, T] or [T]")
     # The value takes no part.
@@ -49,7 +49,7 @@ def received(call: Call, threshold: Tensor, lead: tuple[int, ...], weights: Any)
 
     Without gradients by a pass of a backend that observes on the way, where one can; ethreshold as `left`.
     """
-    rows = as_operand(weights, threshold.dtype, threshold.device)
+    rows = as_operand(weights, call.dtype(), threshold.device)
     if not (torch.is_grad_enabled() and (threshold.requires_grad or rows.requires_grad)):
         seen = _received_on_the_way(call, (*lead, call.query.shape[2]), rows.detach())
         if seen is not None:

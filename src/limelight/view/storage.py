@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from torch import Tensor
 
 from limelight.backends.protocol import Call
@@ -113,12 +114,14 @@ def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, di
     n, heads, queries, _ = query.shape
     _, groups, keys, _ = key.shape
     full = (n, heads, queries, keys)
+    # Files from before there were others do not name it.
+    normalizer = read_normalizer(facts.get("normalizer", {"kind": "softmax"}), tensors)
     fits = (
         n == key.shape[0] == math.prod(lead)
         and (groups == heads or (groups and heads % groups == 0))
         and query.dtype is key.dtype
         and query.dtype in float_dtypes
-        and lse.dtype is accumulation_dtype(query.dtype)
+        and lse.dtype in (accumulation_dtype(query.dtype), *(() if normalizer.is_softmax else (torch.float64,)))
         and lse.shape == full[:3]
         and _fit(more.get("sink"), full[:2])
         and _fit(more.get("distances"), (heads, queries + keys - 1))
@@ -127,8 +130,6 @@ def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, di
     if not fits:
         raise ValueError("query, key, bias and lse")
     score, mask = read_score(facts["score"], tensors), read_mask(facts["mask"], tensors)
-    # Files from before there were others do not name it.
-    normalizer = read_normalizer(facts.get("normalizer", {"kind": "softmax"}), tensors)
     normalizer.check(more.get("sink"))
     score.check(query, key)
     call = Call(
