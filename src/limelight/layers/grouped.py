@@ -106,7 +106,8 @@ class GroupedQueryAttention(nn.Module):
         Returns:
             [..., T, C]; weights [..., T, S], or None.
         """
-        options = self._options(mask) | {"dropout": self.dropout if self.training else 0.0}
+        options = self._options(mask)
+        options["dropout"] = self.dropout if self.training else 0.0
         weights = None
         if observe:
             attended, view = look(self.queries(x, start), key, value, **options)
