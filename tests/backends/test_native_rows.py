@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limelight.backends import extension
@@ -34,6 +34,7 @@ def check(x, weight, bias, k):
     size=st.sampled_from([1e-3, 1.0, 30.0]),
     seed=st.integers(0, 2**31),
 )
+@settings(deadline=None)
 def test_rows_of_any_size(rows, columns, depth, share, size, seed):
     torch.manual_seed(seed)
     x, weight, bias = torch.randn(rows, depth) * size, torch.randn(columns, depth), torch.randn(columns)
