@@ -58,7 +58,9 @@ def backward(
     numbers, kept_alive = _common(call)
     vector = call.score.tanh_vector()
     to_bias = None if call.bias is None or not wanted[3] else torch.zeros(call.bias.shape, dtype=torch.float32)
-    to_distances = None if call.distances is None or not wanted[5] else torch.zeros_like(call.distances)
+    to_distances = None
+    if call.distances is not None and wanted[5]:
+        to_distances = torch.zeros_like(call.distances, memory_format=torch.contiguous_format)
     to_vector = None if vector is None else torch.zeros(vector.shape, dtype=torch.float32)
     module = extension.native()
     assert module is not None

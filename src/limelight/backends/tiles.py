@@ -57,7 +57,7 @@ def take(tensor: Tensor, axis: int, selector: slice | Tensor) -> Tensor:
 def score_tile(call: Call, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block, ask: bool) -> Tile:
     """Scores of a block from its query and key pieces; `ask`: whether the mask has anything to forbid there."""
     scores, kept = call.score.tile(query, key, parameters, block)
-    bias = None if call.bias is None else pick_block(call.bias, block)
+    bias = None if call.bias is None else pick_block(call.bias, block).to(scores.dtype)
     if call.distances is not None:
         bias = distance_tile(call.distances.to(scores.dtype), block)
     if bias is not None:

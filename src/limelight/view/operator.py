@@ -47,7 +47,7 @@ def left(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor
 def received(call: Call, threshold: Tensor, lead: tuple[int, ...], weights: Any) -> Tensor:
     """Σ_i c_i w_ij, [..., H, S], of weights c that broadcast to [..., H, T].
 
-    Without gradients by a pass of a backend that observes on the way, where one can; ethreshold as `left`.
+    Without gradients by a pass of a backend that observes on the way, where one can; else as `left`.
     """
     rows = as_operand(weights, call.dtype(), threshold.device)
     if not (torch.is_grad_enabled() and (threshold.requires_grad or rows.requires_grad)):
