@@ -8,14 +8,25 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
+
+_ATEN = torch.ops.aten
+_OF_NUMBERS = frozenset(
+    {one.Tensor for one in (_ATEN.add, _ATEN.add_, _ATEN.sub, _ATEN.mul, _ATEN.mul_)}
+    | {one.Scalar for one in (_ATEN.add, _ATEN.mul, _ATEN.rsub)}
+    | {_ATEN.rsub.Tensor, _ATEN._to_copy.default}
+    | {_ATEN.masked_fill.Scalar, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Scalar, _ATEN.masked_fill_.Tensor}
+)
+"""What a model does with a mask of numbers."""
 
 
 class DescribedMask(Tensor):
     """A bool tensor [B, 1, T, S], True may attend, without storage; `said` is the mask it stands for, None for all.
 
-    transformers hands it from the model to its layers, and looks at no more than its shape. Whatever computes with it
-    gets the dense tensor.
+    transformers hands it from the model to its layers, and looks at no more than its shape. Who selects by it gets the
+    dense tensor. Who adds it to scores, or fills by it, is a model that attends by itself and means a mask of numbers,
+    0 where it may attend: ArgumentError.
     """
 
     said: Mask | None
@@ -45,5 +56,12 @@ class DescribedMask(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
             return args[0]
+        stays_bool = func is _ATEN._to_copy.default and (kwargs or {}).get("dtype", torch.bool) is torch.bool
+        if func in _OF_NUMBERS and not stays_bool:
+            raise ArgumentError(
+                "attn_implementation: this model applies its mask to the scores by itself instead of attending through "
+                'the attention interface of transformers, so that it cannot run on "limelight". Use '
+                'attn_implementation="eager".'
+            )
         args, kwargs = tree_map_only(DescribedMask, DescribedMask.dense, (args, kwargs or {}))
         return func(*args, **kwargs)
