@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from limelight.errors import ArgumentError
 transformers = pytest.importorskip("transformers")
 
 from limelight.interop.described_mask import DescribedMask  # noqa: E402
+from limelight.interop.position_bias import FAMILY  # noqa: E402
 from limelight.interop.transformers import attention, mask, register  # noqa: E402
 
 register()
@@ -285,6 +288,58 @@ def test_masks_hold_no_matrix():
     assert largest.numel < 2003 * 2003 // 4
 
 
+def test_the_position_bias_of_t5_is_no_matrix():
+    model = built(CASES["t5"], "limelight")
+    with torch.no_grad(), Largest() as largest:
+        model(tokens(1, 1009), decoder_input_ids=tokens(1, 2003))
+    # Of one head, in the encoder, the decoder and between them.
+    assert largest.numel < 1009 * 1009 // 4
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.parametrize("checkpoint", [None, {"use_reentrant": True}, {"use_reentrant": False}])
+def test_gradients_of_the_position_bias(checkpoint):
+    case = replace(CASES["t5"], settings=CASES["t5"].settings | {"dropout_rate": 0.0})
+    given, _ = inputs(case, "right")
+    grads = []
+    for implementation in ("eager", "limelight"):
+        model = built(case, implementation)
+        if checkpoint:
+            model.train()
+            model.gradient_checkpointing_enable(checkpoint)
+        model(**given, use_cache=False).logits.square().sum().backward()
+        grads.append({name: one.grad for name, one in model.named_parameters() if "relative" in name})
+    assert len(grads[0]) == 2
+    for name, one in grads[0].items():
+        assert one.abs().max() > 0
+        torch.testing.assert_close(grads[1][name], one, atol=2e-3 * float(one.abs().max()), rtol=1e-3)
+
+
+def test_t5_after_a_change_of_implementation_and_with_a_mask_that_adds():
+    given, _ = inputs(CASES["t5"], "right")
+    model = built(CASES["t5"], "eager")
+    added = torch.zeros(3, 1, 13, 13).masked_fill(given["attention_mask"][:, None, None] == 0, -1e9)
+    with torch.no_grad():
+        expected = model(**given).logits
+        for implementation in ("limelight", "sdpa", "limelight", "eager"):
+            model.set_attn_implementation(implementation)
+            near(model(**given).logits, expected)
+        model.set_attn_implementation("limelight")
+        encoded = model.encoder(given["input_ids"], attention_mask=given["attention_mask"]).last_hidden_state
+        near(model.encoder(given["input_ids"], attention_mask=added).last_hidden_state, encoded)
+
+
+@pytest.mark.parametrize("model_type", FAMILY)
+def test_the_classes_of_the_t5_family_are_what_they_were(model_type):
+    package = model_type.removesuffix("_text_model")
+    module = importlib.import_module(f"transformers.models.{package}.modeling_{package}")
+    attention = getattr(module, FAMILY[model_type])
+    told = inspect.signature(attention.compute_bias).parameters
+    assert list(told) == ["self", "query_length", "key_length", "device", "past_seen_tokens"]
+    assert "position_bias" in inspect.signature(attention.forward).parameters
+    assert "position_bias = self.compute_bias(" in inspect.getsource(inspect.unwrap(attention.forward))
+
+
 @pytest.mark.parametrize("kind", ["causal", "sliding", "both sides", "chunked", "packed", "vmap"])
 @pytest.mark.parametrize("padded", ["none", "left", "right", "holes"])
 def test_described_masks_are_those_of_transformers(kind, padded):
@@ -324,7 +379,33 @@ def test_a_described_mask_is_made_dense_only_where_it_is_computed_with():
     assert isinstance(said, Tensor)
     assert said.detach() is said
     assert torch.equal(~said, torch.ones(2, 1, 3, 3).triu(1) > 0)
+    assert torch.equal(said.to(torch.bool) & True, torch.ones(2, 1, 3, 3).tril() > 0)
     assert "causal" in repr(said).lower()
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda scores, mask: scores + mask,
+        lambda scores, mask: scores.add_(mask),
+        lambda scores, mask: scores + (1.0 - mask) * -1e9,
+        lambda scores, mask: scores + mask.to(scores.dtype),
+        lambda scores, mask: scores.masked_fill(mask, -1e9),
+    ],
+)
+def test_a_model_that_applies_its_mask_itself_is_told_and_not_wrong(apply):
+    said = DescribedMask.of(limelight.causal(), (2, 1, 3, 3), torch.device("cpu"))
+    with pytest.raises(ArgumentError, match=r'applies its mask to the scores by itself.*attn_implementation="eager"'):
+        apply(torch.zeros(2, 4, 3, 3), said)
+
+
+@pytest.mark.parametrize(("model", "config"), [("BloomForCausalLM", "BloomConfig"), ("MptForCausalLM", "MptConfig")])
+def test_models_without_the_attention_interface(model, config):
+    sizes = {"hidden_size": 32, "n_head": 4} if "Bloom" in config else {"d_model": 32, "n_heads": 4}
+    config = getattr(transformers, config)(vocab_size=61, n_layers=2, n_layer=2, **sizes)
+    made = getattr(transformers, model)._from_config(config, attn_implementation="limelight").eval()
+    with pytest.raises(ArgumentError, match="instead of attending through the attention interface"), torch.no_grad():
+        made(tokens(2, 5))
 
 
 def test_what_cannot_be_done_is_refused():

@@ -11,6 +11,7 @@ from limelight.attend import attend, look
 from limelight.errors import ArgumentError
 from limelight.interop.described_mask import DescribedMask
 from limelight.interop.mask_functions import described
+from limelight.interop.position_bias import PositionBias, described_in
 from limelight.interop.torch_attention import narrowed
 from limelight.masks import Mask, causal, dense
 from limelight.scores import dot
@@ -28,10 +29,10 @@ def register() -> None:
 
     After it, `model.set_attn_implementation("limelight")`, or `attn_implementation="limelight"` where a model is made,
     runs a model on `attend`: grouped heads, soft cap (Gemma 2), sinks (gpt-oss), sliding windows, dynamic and static
-    caches, padding on either side, packed sequences, position bias (T5). Masks are descriptions instead of T x S
-    tensors. With `output_attentions=True` in a call of the model, `attentions` holds an `AttentionView` per layer.
-    Results are those of the implementation "eager" within rounding, but for queries that may attend to nothing, such as
-    padding on the left: they get 0, where "eager" gives them the mean of all values.
+    caches, padding on either side, packed sequences, position bias (T5). Masks and position biases are descriptions
+    instead of T x S tensors. With `output_attentions=True` in a call of the model, `attentions` holds a view per layer,
+    `AttentionView`. Results are those of the implementation "eager" within rounding, but for queries that may attend to
+    nothing, such as padding on the left: they get 0, where "eager" gives them the mean of all values.
 
     Errors: ImportError where transformers is not installed (`pip install 'limelight[hf]'`).
 
@@ -54,13 +55,16 @@ def mask(
     attention_mask: Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    config: Any = None,
     **_: Any,
 ) -> DescribedMask:
     """The mask function: [batch_size, 1, q_length, kv_length] as a description, which costs no more than its padding.
 
     Arguments: as transformers passes them; query i stands at place i + q_offset, key j at j + kv_offset, and
-    `attention_mask` [batch_size, places] says which places are no padding.
+    `attention_mask` [batch_size, places] says which places are no padding. A model asks before its layers run, so that
+    this is where the layers of the T5 family are told to describe their position bias as well.
     """
+    described_in(getattr(config, "model_type", None), NAME)
     offsets = (int(q_offset), int(kv_offset))
     padding = None
     if attention_mask is not None:
@@ -82,13 +86,14 @@ def attention(
     is_causal: bool | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    position_bias: Tensor | None = None,
+    position_bias: Tensor | PositionBias | None = None,
     output_attentions: bool | None = False,
     **others: Any,
 ) -> tuple[Tensor, AttentionView | None]:
     """The attention function: query [B, H, T, D], key and value [B, G, S, .] -> ([B, T, H, E], view or None).
 
-    `scaling` None: 1/sqrt(D). `s_aux` [H]: sinks. `position_bias` is added to the scores. A mask that is no description
+    `scaling` None: 1/sqrt(D). `s_aux` [H]: sinks. `position_bias` is added to the scores: a tensor, or a description of
+    ours. A mask that is no description
     of ours is a bool tensor, True may attend, or a float tensor, which is added. `sliding_window` is in the mask.
 
     Errors: ArgumentError for an argument that would change what is attended to and that we cannot do.
@@ -99,12 +104,10 @@ def attention(
                 f"{name}: {type(module).__name__} passes it to its attention, and the implementation {NAME!r} cannot "
                 f'do what it means. Use model.set_attn_implementation("eager").'
             )
-    allowed, bias = _said(attention_mask, key.shape[2])
+    allowed, added = _said(attention_mask, key.shape[2])
     if attention_mask is None and is_causal and query.shape[2] > 1:
         allowed = causal("start")
-    if position_bias is not None:
-        position_bias = narrowed(position_bias[..., : key.shape[2]])
-        bias = position_bias if bias is None else position_bias + bias
+    bias = _together(position_bias, added, query.shape[2], key.shape[2])
     options: dict[str, Any] = {"score": dot(scaling, softcap), "mask": allowed, "bias": bias, "dropout": dropout}
     sink = others.get("sinks") if s_aux is None else s_aux
     if sink is not None:
@@ -126,6 +129,21 @@ def _collecting() -> bool:
 
     collected = output_capturing._active_collector.get()
     return collected is not None and any("attentions" in key for key in collected)
+
+
+def _together(
+    position_bias: Tensor | PositionBias | None, added: Tensor | None, queries: int, keys: int
+) -> Tensor | PositionBias | None:
+    """One bias of the model's and of a mask that is added; a tensor of T x S only where such a mask is one already."""
+    if isinstance(position_bias, PositionBias):
+        position_bias = position_bias.said()
+    if added is None:
+        return narrowed(position_bias[..., :keys]) if isinstance(position_bias, Tensor) else position_bias
+    if position_bias is None:
+        return added
+    if isinstance(position_bias, PositionBias):
+        return position_bias.dense(queries, keys) + added
+    return narrowed(position_bias[..., :keys]) + added
 
 
 def _said(attention_mask: Tensor | None, keys: int) -> tuple[Mask | None, Tensor | None]:
