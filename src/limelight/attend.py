@@ -22,6 +22,7 @@ from limelight.masks.block import fold_lead
 from limelight.normalizers import Normalizer
 from limelight.scores import Score, dot
 from limelight.view import AttentionView, Observation, check_observations, gather_of
+from limelight.view.kept import Kept
 
 _DEFAULT_SCORE = dot()
 
@@ -128,7 +129,7 @@ def look(
     call.gather = gather_of(observe, key.shape[-2])
     result = choose(call, backend).run(call)
     assert result.lse is not None
-    view = AttentionView(call, result.lse, result.weights)
+    view = AttentionView(Kept(call, result.lse, result.weights))
     view.gather(observe, result.gathered)
     output: Any = result.output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:]), view

@@ -47,7 +47,10 @@ def parse(index: Any, shape: tuple[int, ...]) -> tuple[Axis, ...]:
 
 def _axis(part: Any, size: int, axis: int) -> Axis:
     if isinstance(part, slice):
-        start, stop, step = part.indices(size)
+        try:
+            start, stop, step = part.indices(size)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"view[...]: axis {axis}: {part!r} names no positions: {error}.") from None
         if step == 1:
             return Axis(slice(start, max(start, stop)), max(0, stop - start), True)
         return _places(torch.arange(size)[torch.tensor(range(start, stop, step), dtype=torch.int64)], size, axis)
@@ -55,18 +58,24 @@ def _axis(part: Any, size: int, axis: int) -> Axis:
         raise ArgumentError(f"view[...]: axis {axis} takes integers, slices, and sequences of integers; not {part!r}.")
     if getattr(part, "ndim", 0):
         # A tensor with one element would pass for an integer.
-        return _places(torch.as_tensor(part), size, axis)
+        return _places(part, size, axis)
     try:
         one = operator.index(part)
     except (TypeError, ValueError):
-        return _places(torch.as_tensor(part), size, axis)
+        return _places(part, size, axis)
     if not -size <= one < size:
         raise ArgumentError(f"view[...]: axis {axis} has positions [0, {size}); {one} is out of range.")
     one %= size
     return Axis(slice(one, one + 1), 1, False)
 
 
-def _places(places: Tensor, size: int, axis: int) -> Axis:
+def _places(part: Any, size: int, axis: int) -> Axis:
+    try:
+        places = torch.as_tensor(part)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ArgumentError(
+            f"view[...]: axis {axis} takes integers, slices, and sequences of integers; not {part!r} ({error})."
+        ) from None
     if places.ndim != 1:
         raise ArgumentError(f"view[...]: an index array has one axis; the one for axis {axis} has {places.ndim}.")
     if places.dtype is torch.bool:

@@ -126,7 +126,7 @@ def test_pieces_cover_each_position_once():
 def test_a_call_of_one_block_is_told_from_one_of_many():
     query = torch.zeros(2, 3, 5, 7)
     view = limelight.look(query, query, query)[1]
-    call = view._call
+    call = view.sound_call()
     for budget, whole in ((75, True), (74, False)):
         with blocks_of(budget):
             assert tiling.fits(call) is whole

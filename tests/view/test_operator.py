@@ -130,7 +130,10 @@ def test_numpy_and_torch_take_a_view_as_an_array():
     np.testing.assert_array_equal(np.asarray(view), want.numpy())
     assert np.asarray(view, dtype=np.float64).dtype == np.float64
     np.testing.assert_array_equal(np.array(view.mean()), view.mean().dense().detach().numpy())
+    assert np.ndim(view) == 4
+    assert np.shape(view.mean()) == (2, 5, 7)
     assert torch.equal(torch.as_tensor(view), want)
+    assert torch.equal(torch.from_dlpack(view), want)
     assert torch.equal(torch.as_tensor(view.mean()), view.mean().dense().detach())
     with pytest.raises(ValueError, match="copy=False"):
         np.asarray(view, copy=False)
@@ -139,6 +142,7 @@ def test_numpy_and_torch_take_a_view_as_an_array():
 def test_conversion_has_the_guard_of_dense():
     query, key = torch.zeros(1, 1, 40_000, 1), torch.zeros(1, 1, 40_000, 1)
     _, view = limelight.look(query, key, key, mask=limelight.window(0, 0))
-    for convert in (np.asarray, torch.as_tensor):
+    assert np.ndim(view) == 4
+    for convert in (np.asarray, torch.as_tensor, torch.from_dlpack):
         with pytest.raises(DenseSizeError, match=r"6,400,000,000 bytes"):
             convert(view)

@@ -56,7 +56,7 @@ def test_memory_grows_with_the_pairs(mask):
     maker = torch.Generator().manual_seed(2)
     query, key = (torch.randn(1, 2, length, 4, generator=maker).requires_grad_() for _ in range(2))
     _, view = limelight.look(query, key, key.detach(), mask=limelight.window(1, 1))
-    view._call.mask = mask
+    view.sound_call().mask = mask
     places = torch.arange(length)
     pairs = torch.stack((places * 0, places % 2, places, places // 2), -1)
     with Largest() as largest:

@@ -42,8 +42,9 @@ def test_rollout_by_hand():
 def test_rollout_mistakes():
     _, square = limelight.look(*tensors(Sizes(T=5, S=5)))
     _, other = limelight.look(*tensors(Sizes(T=5, S=7)))
-    with pytest.raises(ArgumentError, match="one view per layer at least"):
-        limelight.rollout([], 0)
+    for wrong in ([], square, [square, 3]):
+        with pytest.raises(ArgumentError, match="give a list of views, one per layer at least"):
+            limelight.rollout(wrong, 0)  # pyright: ignore
     with pytest.raises(ArgumentError, match=r"they are \[\[2, 5, 5\], \[2, 5, 7\]\]"):
         limelight.rollout([square, other], 0)
     with pytest.raises(ArgumentError, match=r"they are \[\[2, 5, 7\]\]"):

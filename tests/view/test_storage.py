@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import struct
 
@@ -49,7 +50,7 @@ def test_observed_answers_are_saved(tmp_path):
     view = _view(observe=("entropy", limelight.top(3)))
     view.save(tmp_path / "one")
     again = AttentionView.open(tmp_path / "one")
-    again._kept.query.fill_(0.0)
+    again.sound_call().query.fill_(0.0)
     # Nothing is computed for what is there.
     assert torch.equal(again.entropy(), view.entropy())
     assert torch.equal(again.top(3).weights, view.top(3).weights)
@@ -205,6 +206,9 @@ def test_changed_files(tmp_path):
         lambda facts, parts: parts.pop("query"),
         lambda facts, parts: facts.update(lead=[3]),
         lambda facts, parts: facts.update(lead="x"),
+        lambda facts, parts: facts.update(lead=[math.inf]),
+        lambda facts, parts: facts["more"].update(sink=[]),
+        lambda facts, parts: facts.update(mask={"kind": "not", "inner": None}),
         lambda facts, parts: facts.update(score={"kind": "system"}),
         lambda facts, parts: facts.update(score={"kind": "dot", "scale": "x"}),
         lambda facts, parts: facts.update(score={"kind": "dot", "other": 1}),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -169,6 +171,51 @@ def test_views_are_differentiable_until_detached():
         torch.testing.assert_close(view.detach().dense(), view.dense().detach())
 
 
+def test_a_view_may_be_copied_and_pickled():
+    query, key, value = (one.detach() for one in tensors(Sizes()))
+    query.add_(1.0)  # the tensors of a copy have other versions
+    _, view = limelight.look(query, key, value, mask=limelight.lengths(torch.tensor([7, 3])), observe=("entropy",))
+    for again in (copy.copy(view), copy.deepcopy(view), pickle.loads(pickle.dumps(view)), view.copy()):
+        assert_near(again.dense(), view.dense(), torch.float64, 100)
+        assert torch.equal(again.entropy(), view.entropy())
+
+
+def test_a_copy_keeps_no_matrix():
+    query, key, value = (one.detach() for one in tensors(Sizes()))
+    _, view = limelight.look(query, key, value, mask=limelight.causal(), backend="streaming")
+    rows, columns = 2 * 3 * 5, 2 * 3 * 7
+    assert view.kept_bytes == 8 * (rows * 11 + columns * 11 + rows + rows * 7)
+    assert view.copy().kept_bytes == 8 * (rows * 11 + columns * 11 + rows)
+
+
+def test_what_is_kept_counts_once():
+    both, allowed = torch.randn(1, 2, 50, 4), torch.rand(50, 50) < 0.9
+    bias = torch.randn(1, 2, 1, 50).expand(1, 2, 50, 50)
+    _, view = limelight.look(both, both, both, mask=limelight.dense(allowed) & limelight.causal(), bias=bias)
+    assert view.copy().kept_bytes - 4 * 2 * 50 * 4 == 4 * (2 * 50 * 4 + 2 * 50 + 2 * 50) + 50 * 50
+    assert view.detach().kept_bytes - (0 if view.kept_bytes < 4 * 2 * 50 * 50 else 4 * 2 * 50 * 50) == (
+        4 * (2 * 50 * 4 + 2 * 50 + 2 * 50) + 50 * 50
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_bias_of_another_dtype_leaves_the_view_its_own(dtype):
+    query, key, value = (one.detach().float() for one in tensors(Sizes()))
+    bias = torch.linspace(-1, 1, 35).view(5, 7).to(dtype)
+    for backend in ("auto", "streaming", "reference"):
+        _, view = limelight.look(query, key, value, bias=bias, backend=backend)
+        wide = limelight.look(query, key, value, bias=bias.float(), backend="reference")[1].dense()
+        for have, want in (
+            (view.dense(), wide),
+            (view[..., 2, :], wide[..., 2, :]),
+            (torch.ones(5) @ view, wide.sum(-2)),
+            (view @ torch.ones(7), wide.sum(-1)),
+            (view.map(1, 1)[..., 0, 0], wide.mean((-2, -1))),
+        ):
+            assert have.dtype is torch.float32
+            assert_near(have, want, torch.float32, 200)
+
+
 def test_writing_into_an_answer_changes_no_view():
     _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
     before = view.dense().clone()
@@ -189,7 +236,7 @@ def test_indexing_has_the_same_guard():
     query, key = torch.zeros(1, 40_000, 1), torch.zeros(1, 40_000, 1)
     with torch.no_grad():
         _, view = limelight.look(query[:, :1], key, key)
-        view._call.query = query[None]
+        view.sound_call().query = query[None]
         with pytest.raises(DenseSizeError, match=r"6,400,000,000 bytes \(6.0 GiB\)"):
             view.dense()
         with pytest.raises(DenseSizeError, match=r"view\[..., rows, columns\]"):
@@ -219,6 +266,12 @@ def test_a_view_shows_its_size_not_its_numbers():
         ((0, 0, 0, [0.5]), r"holds integers; the one for axis 3 is torch.float32"),
         ((0, 0, 0, [[1]]), r"an index array has one axis; the one for axis 3 has 2"),
         ((0, 0, 0, [True]), r"axis 3 has 7 positions; the bool index has 1"),
+        ((0, 0, 0, slice(0, 2.5)), r"axis 3: slice\(0, 2.5, None\) names no positions: slice indices must be integers"),
+        ((0, 0, 0, slice(None, None, 0)), r"names no positions: slice step cannot be zero"),
+        ((0, 0, 0, ["a"]), r"axis 3 takes integers, slices, and sequences of integers; not \['a'\]"),
+        ((0, 0, 0, {1}), r"not \{1\}"),
+        ((0, 0, 0, [2**70]), r"axis 3 takes integers"),
+        ((0, 0, 0, 2**70), r"positions \[0, 7\); 1180591620717411303424 is out of range"),
     ],
 )
 def test_an_index_that_does_not_fit(index, message):

@@ -23,6 +23,16 @@ class VirtualArray(ABC):
     def device(self) -> torch.device:
         """Where the view computes."""
 
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole array."""
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+        return len(self.shape)
+
     @abstractmethod
     def dense(self) -> Tensor:
         """The whole array; DenseSizeError above 1 GiB."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -14,17 +13,16 @@ from torch import Tensor
 from limelight.backends import lookup
 from limelight.backends.pairs import log_weights
 from limelight.backends.pooling import pooled
-from limelight.backends.protocol import OWN_TENSORS, Call, Gather, Gathered
-from limelight.backends.select import observed
+from limelight.backends.protocol import Call, Gathered
 from limelight.contract import require_choice, require_count
 from limelight.errors import ArgumentError
 from limelight.indexing import Axis, as_places, as_region, folded, folded_places, parse
 from limelight.view import operator, storage
 from limelight.view.array import VirtualArray
+from limelight.view.kept import Kept, bytes_of
 from limelight.view.links import pharaoh
 from limelight.view.mean import MeanView
 from limelight.view.observations import Links, Observation
-from limelight.view.parts import Versions
 from limelight.view.picture import html
 from limelight.view.sizes import DENSE_LIMIT, dense_bytes, guard, in_units
 
@@ -46,29 +44,23 @@ class AttentionView(VirtualArray):
     Do not build one; `look` does. Axes without names: [..., H, T, S] as in the call.
     """
 
-    def __init__(self, call: Call, threshold: Tensor, weights: Tensor | None = None) -> None:
-        # The value takes no part in the weights; the view must not keep it alive.
-        self._kept = replace(call, value=call.value.new_empty(0))
-        self._threshold = threshold
-        self._versions = Versions(self._kept, threshold)
-        self._weights = weights
-        self._gathered: dict[str, Tensor | Links] = {}
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(..., H, T, S)."""
-        query = self._kept.query
-        return (*self._kept.lead, query.shape[1], query.shape[2], self._kept.key.shape[2])
+        return self._kept.shape
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights: float32, or float64 for float64 inputs."""
-        return self._kept.dtype()
+        return self._kept.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the view computes: the device of query and key."""
-        return self._threshold.device
+        return self._kept.threshold.device
 
     @property
     def lse(self) -> Tensor:
@@ -78,13 +70,13 @@ class AttentionView(VirtualArray):
 
         Errors: ArgumentError for another normalizer than softmax, which has a `threshold` and no lse.
         """
-        name = self._kept.normalizer.name
-        if not self._kept.normalizer.is_softmax:
+        normalizer = self._kept.normalizer
+        if not normalizer.is_softmax:
             raise ArgumentError(
-                f"view.lse is the log of softmax's sum; this view is of {name}, which has none. Its one number per row "
-                f"is view.threshold."
+                f"view.lse is the log of softmax's sum; this view is of {normalizer.name}, which has none. Its one "
+                f"number per row is view.threshold."
             )
-        return self._open(self._threshold)
+        return self._kept.open(self._kept.threshold)
 
     @property
     def threshold(self) -> Tensor:
@@ -94,7 +86,7 @@ class AttentionView(VirtualArray):
         -inf for a row that may attend to nothing (with a sink, or a bias given to `sigmoid`, the τ of that alone). The
         view itself keeps τ of other normalizers in float64.
         """
-        return self._open(self._threshold).to(self.dtype)
+        return self._kept.open(self._kept.threshold).to(self.dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -104,7 +96,7 @@ class AttentionView(VirtualArray):
 
     def __repr__(self) -> str:
         return (
-            f"AttentionView(shape={list(self.shape)}, keeps {in_units(self._kept_bytes())}, "
+            f"AttentionView(shape={list(self.shape)}, keeps {in_units(self.kept_bytes)}, "
             f"dense would be {in_units(dense_bytes(self.shape, self.dtype))})"
         )
 
@@ -122,7 +114,7 @@ class AttentionView(VirtualArray):
 
         Example: `view[0, :, 3, [5, 7]]` is [H, 2]: what query 3 of sequence 0 gives to keys 5 and 7.
         """
-        if torch.compiler.is_exporting() and self._weights is not None:
+        if torch.compiler.is_exporting() and self._kept.weights is not None:
             return self.dense()[index]  # the indexing of torch: an axis has a name for a size
         axes = parse(index, self.shape)
         counts = tuple(axis.size for axis in axes)
@@ -137,8 +129,9 @@ class AttentionView(VirtualArray):
 
         Errors: DenseSizeError, which names the bytes, if it is larger.
         """
-        if torch.compiler.is_exporting() and self._weights is not None:
-            return self._open(self._weights)  # sizes are names only, and the weights were computed with the output
+        if torch.compiler.is_exporting() and self._kept.weights is not None:
+            # Sizes are names only, and the weights were computed with the output.
+            return self._kept.open(self._kept.weights)
         guard(self.shape, self.dtype, limit)
         axes = parse(..., self.shape)
         return self._block(axes, self.shape).reshape(self.shape)
@@ -151,11 +144,11 @@ class AttentionView(VirtualArray):
 
         Errors: ArgumentError for an x that does not fit.
         """
-        return operator.right(self._call, self._threshold, self.shape[:-2], x)
+        return operator.right(self._kept.call, self._kept.threshold, self.shape[:-2], x)
 
     def __rmatmul__(self, x: Any) -> Tensor:
         """X W, [..., H, M, S] of x [..., M, T], or [..., H, S] of x [T]; otherwise as `view @ x`."""
-        return operator.left(self._call, self._threshold, self.shape[:-2], x)
+        return operator.left(self._kept.call, self._kept.threshold, self.shape[:-2], x)
 
     def top(self, k: int) -> Links:
         """The min(k, S) strongest links of each query, strongest first, and of equal ones the lower index first.
@@ -166,14 +159,7 @@ class AttentionView(VirtualArray):
         Errors: ArgumentError if k is not an integer of at least 1.
         """
         require_count("k", k, least=1)
-        k = min(k, self.shape[-1])
-        have = self._gathered.get("top")
-        if not isinstance(have, Links) or have.indices.shape[-1] < k:
-            with torch.no_grad():
-                seen = self._pass(Gather(top=k)).top
-                seen = lookup.strongest(self._call, self._threshold, k) if seen is None else seen
-            have = Links(*(self._open(one) for one in seen))
-        return Links(have.indices[..., :k], have.weights[..., :k])
+        return self._kept.top(min(k, self.shape[-1]))
 
     def argmax(self) -> Tensor:
         """The key to which each query gives most, int64 [..., H, T]; the first of equals, -1 for an empty row."""
@@ -187,12 +173,7 @@ class AttentionView(VirtualArray):
         Of the weights as they are: with a sink they sum to less than 1, and the sink's own share is not counted; those
         of `sigmoid` sum to anything.
         """
-        have = self._gathered.get("entropy")
-        if isinstance(have, Tensor):
-            return have
-        with torch.no_grad():
-            seen = self._pass(Gather(entropy=True)).entropy
-            return self._open(lookup.entropy(self._call, self._threshold) if seen is None else seen)
+        return self._kept.answer("entropy")
 
     def distance(self) -> Tensor:
         """How far each query looks, Σ_j w_ij |i + S - T - j| / Σ_j w_ij, in positions, [..., H, T].
@@ -200,12 +181,7 @@ class AttentionView(VirtualArray):
         Query i lies at i + S - T, where `causal()` has it: both sequences end at the same place. 0 for a row that may
         attend to nothing.
         """
-        have = self._gathered.get("distance")
-        if isinstance(have, Tensor):
-            return have
-        with torch.no_grad():
-            seen = self._pass(Gather(distance=True)).distance
-            return self._open(lookup.distance(self._call, self._threshold) if seen is None else seen)
+        return self._kept.answer("distance")
 
     def received(self, weights: Any = None) -> Tensor:
         """What each key received from all queries, Σ_i c_i w_ij, [..., H, S].
@@ -219,13 +195,8 @@ class AttentionView(VirtualArray):
         Example: `view.received(weights=kept)`, `kept` [B, 1, T] being 1 for a token and 0 for padding.
         """
         if weights is None:
-            with torch.no_grad():
-                have = self._gathered.get("received")
-                if isinstance(have, Tensor):
-                    return have
-                seen = self._pass(Gather(received=True)).received
-                return self._open(lookup.received(self._call, self._threshold) if seen is None else seen)
-        return operator.received(self._call, self._threshold, self.shape[:-2], weights)
+            return self._kept.answer("received")
+        return operator.received(self._kept.call, self._kept.threshold, self.shape[:-2], weights)
 
     def mean(self, heads: int | Sequence[int] | None = None) -> MeanView:
         """The mean of the weights over all heads, or over those named: a virtual array [..., T, S] in its turn.
@@ -263,9 +234,9 @@ class AttentionView(VirtualArray):
         Example: `view.log_prob([(0, 1, 3, 5)])` is [log view[0, 1, 3, 5]].
         """
         places = as_places(pairs, self.shape)
-        lead = folded_places(places[:, :-3], self._call.lead)
+        lead = folded_places(places[:, :-3], self._kept.lead)
         wanted = torch.cat((lead.unsqueeze(-1), places[:, -3:]), -1).to(self.device)
-        return log_weights(self._call, self._threshold, wanted)
+        return log_weights(self._kept.call, self._kept.threshold, wanted)
 
     @torch.no_grad()
     def map(self, rows: int, columns: int, region: tuple[Any, Any] | None = None, reduce: str = "mean") -> Tensor:
@@ -290,17 +261,14 @@ class AttentionView(VirtualArray):
         require_count("columns", columns, least=1)
         require_choice("reduce", reduce, ("mean", "max"))
         queries, keys = as_region(region, self.shape[-2:])
-        block = self._call.block(slice(0, len(self._threshold)), queries.selector, keys.selector)
+        call, threshold = self._kept.call, self._kept.threshold
+        block = call.block(slice(0, len(threshold)), queries.selector, keys.selector)
         cells = min(rows, queries.size), min(columns, keys.size)
-        return self._open(pooled(self._call, self._threshold, block, *cells, reduce))
+        return self._kept.open(pooled(call, threshold, block, *cells, reduce))
 
     def detach(self) -> AttentionView:
         """The same view without the graph of its inputs: what to store."""
-        call = self._call
-        call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
-        view = AttentionView(call, self._threshold.detach(), self._weights)
-        view._gathered = self._gathered
-        return view
+        return AttentionView(self._kept.detached())
 
     def copy(self, device: torch.device | str | None = None) -> AttentionView:
         """The same view with tensors of its own, without a graph: what others write into theirs does not change it.
@@ -308,14 +276,19 @@ class AttentionView(VirtualArray):
         Arguments:
             device: where the copy lies; None: where the view lies.
 
-        Mask, bias and sink, which several calls may share, are copied only to another device.
+        Mask, bias and sink, which several calls may share, are copied only to another device, and the weights of a
+        small matrix not at all: what the copy has of its own grows with T + S.
         """
-        return copied(self, None if device is None else torch.device(device))
+        return AttentionView(self._kept.copied(None if device is None else torch.device(device)))
 
     @property
     def kept_bytes(self) -> int:
-        """The bytes of the tensors that the view keeps; the mask's, which the caller made, are not counted."""
-        return self._kept_bytes()
+        """The bytes of the tensors that the view keeps, those of mask and bias among them."""
+        return bytes_of(self._kept.tensors())
+
+    def kept_tensors(self) -> Iterator[Tensor]:
+        """These tensors; other views may share those of mask, bias and sink."""
+        return self._kept.tensors()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the view to a file, under a temporary name first: safetensors, with score and mask by their names.
@@ -327,7 +300,7 @@ class AttentionView(VirtualArray):
 
         Example: `view.save("layer3.view")`, then `AttentionView.open("layer3.view")[0, 2, 99_000:]`.
         """
-        storage.save(path, self._call, self._threshold, self._gathered)
+        storage.save(path, self._kept.call, self._kept.threshold, self._kept.answers)
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, device: str = "cpu", verify: bool = False) -> AttentionView:
@@ -343,101 +316,31 @@ class AttentionView(VirtualArray):
         Errors: ViewFileError for a file that is missing, truncated, foreign or changed; ArgumentError for a device that
         is not there. Nothing is ever unpickled.
         """
-        call, lse, answers = storage.load(path, device, verify)
-        view = cls(call, lse)
-        view._gathered = answers
-        return view
+        call, threshold, answers = storage.load(path, device, verify)
+        return cls(Kept(call, threshold, answers=answers))
 
     def gather(self, observe: Sequence[Observation], seen: Gathered | None = None) -> None:
         """Keep the answers to what is asked for, so that the methods of that name give them at once.
 
         What the backend did not see on the way is computed.
         """
-        if seen is not None:
-            self._keep(seen)
-        for one in observe:
-            if one.name in self._gathered:
-                continue
-            if one.name == "top":
-                self._gathered["top"] = self.top(max(each.k for each in observe))
-            else:
-                answers = {"entropy": self.entropy, "distance": self.distance, "received": self.received}
-                self._gathered[one.name] = answers[one.name]()
-
-    def _keep(self, seen: Gathered) -> None:
-        """Answers that are there, [N, ...]."""
-        for name in ("received", "entropy", "distance"):
-            tensor = getattr(seen, name)
-            if tensor is not None:
-                self._gathered[name] = self._open(tensor)
-        if seen.top is not None:
-            self._gathered["top"] = Links(*(self._open(one) for one in seen.top))
+        self._kept.gather(observe, seen)
 
     def sound_call(self) -> Call:
         """The call of this view, without value. Errors: StaleViewError."""
-        self._versions.check()
-        return self._kept
+        return self._kept.call
 
     def folded_threshold(self) -> Tensor:
         """The threshold with the leading axes folded, [N, H, T]."""
-        return self._threshold
-
-    @property
-    def _call(self) -> Call:
-        return self.sound_call()
+        return self._kept.threshold
 
     def _block(self, axes: tuple[Axis, ...], counts: tuple[int, ...]) -> Tensor:
         """Weights [n, h, t, s] of the positions wanted along each axis."""
-        call = self._call
+        call, threshold, weights = self._kept.call, self._kept.threshold, self._kept.weights
         batch = folded(axes[:-3], call.lead)
         head, rows, columns = (axis.selector for axis in axes[-3:])
         block = call.block(batch, rows, columns, head)
-        if self._weights is not None and not self._tracked():
-            return lookup.taken(self._weights, block)
-        return lookup.gathered(
-            call, self._threshold, block, (math.prod(counts[:-3]), counts[-3], counts[-2], counts[-1])
-        )
-
-    def _tracked(self) -> bool:
-        return torch.is_grad_enabled() and self._threshold.requires_grad
-
-    def _pass(self, gather: Gather) -> Gathered:
-        """What a pass of a backend that observes on the way says; nothing where none can."""
-        return observed(self._call, gather)
-
-    def _open(self, tensor: Tensor) -> Tensor:
-        """Unfold the leading axes."""
-        lead = self._kept.lead
-        return tensor if len(lead) == 1 else tensor.reshape((*lead, *tensor.shape[1:]))
-
-    def _kept_bytes(self) -> int:
-        call = self._kept
-        kept = [*call.tensors(), self._threshold, self._weights]
-        for one in self._gathered.values():
-            kept.extend(one if isinstance(one, Links) else (one,))
-        return sum(one.nbytes for one in kept if one is not None)
-
-
-def copied(view: AttentionView, device: torch.device | None) -> AttentionView:
-    """See `AttentionView.copy`."""
-
-    def own(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()
-        to = tensor.device if device is None else device
-        return tensor.to(to) if tensor.device != to else tensor.clone(memory_format=torch.contiguous_format)
-
-    def shared(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().to(tensor.device if device is None else device)
-
-    call = view.sound_call()
-    query, key, value, *others = call.tensors()[:OWN_TENSORS]
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    call = call.with_tensors(own(query), own(key), own(value), *map(shared, others))
-    mask = call.mask if call.mask is None or device is None else call.mask.moved(device)
-    call = replace(call, mask=mask).with_parameters(tuple(own(one) for one in call.score.parameters))
-    again = AttentionView(call, own(view._threshold), None if view._weights is None else own(view._weights))
-    for name, have in view._gathered.items():
-        again._gathered[name] = Links(*map(own, have)) if isinstance(have, Links) else own(have)
-    return again
+        tracked = torch.is_grad_enabled() and threshold.requires_grad
+        if weights is not None and not tracked:
+            return lookup.taken(weights, block)
+        return lookup.gathered(call, threshold, block, (math.prod(counts[:-3]), counts[-3], counts[-2], counts[-1]))

@@ -19,7 +19,7 @@ def pharaoh(view: MeanView, threshold: float | None) -> str:
             f"alignment(): the view must be of one sequence; its leading axes are {lead}. Look at the sequences one by "
             f"one, or take view.mean()[b].argmax(-1) for the key of each query."
         )
-    if threshold is not None and not 0 < threshold <= 1:
+    if threshold is not None and not (isinstance(threshold, (int, float)) and 0 < threshold <= 1):
         raise ArgumentError(
             f"threshold must lie in (0, 1]; it is {threshold!r}. Leave it out to take the best key of each query."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ def top(k: int) -> Observation:
 def check_observations(observe: Sequence[str | Observation]) -> tuple[Observation, ...]:
     """The observations asked for, or ArgumentError with the known names."""
     wanted = []
-    for one in (observe,) if isinstance(observe, (str, Observation)) else observe:
+    for one in observe if isinstance(observe, Iterable) and not isinstance(observe, str) else (observe,):
         if isinstance(one, Observation):
             wanted.append(one)
         elif one in _NAMES:

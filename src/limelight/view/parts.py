@@ -102,17 +102,17 @@ def _tensors_of(call: Call, threshold: Tensor) -> Iterator[tuple[str, Tensor]]:
     for place, one in enumerate(call.score.parameters):
         yield f"score, tensor {place}", one
     if call.mask is not None:
-        yield from _mask_tensors("mask", call.mask)
+        yield from mask_tensors("mask", call.mask)
 
 
-def _mask_tensors(name: str, mask: Mask) -> Iterator[tuple[str, Tensor]]:
+def mask_tensors(name: str, mask: Mask) -> Iterator[tuple[str, Tensor]]:
     """The tensors among the fields of a mask and of the masks that it is made of."""
     for field in getattr(type(mask), "__dataclass_fields__", ()):
         one = getattr(mask, field)
         if isinstance(one, Tensor):
             yield f"{name} {field}", one
         elif isinstance(one, Mask):
-            yield from _mask_tensors(f"{name} {field}", one)
+            yield from mask_tensors(f"{name} {field}", one)
 
 
 def written_score(score: Score, tensors: dict[str, Tensor]) -> Facts:

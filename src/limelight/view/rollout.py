@@ -31,9 +31,11 @@ def rollout(views: Sequence[AttentionView], targets: int | Sequence[int]) -> Ten
 
     Example: `rollout(views, [0, 5])` with 6 views [1, 8, 300, 300] is [1, 2, 300].
     """
-    views = list(views)
-    if not views:
-        raise ArgumentError("rollout(views): give one view per layer at least, from the first layer to the last.")
+    views = [] if isinstance(views, AttentionView) else list(views)
+    if not views or not all(isinstance(one, AttentionView) for one in views):
+        raise ArgumentError(
+            "rollout(views): give a list of views, one per layer at least, from the first layer to the last."
+        )
     shapes = [view.shape[:-3] + view.shape[-2:] for view in views]
     if any(shape != shapes[0] for shape in shapes) or shapes[0][-1] != shapes[0][-2]:
         raise ArgumentError(

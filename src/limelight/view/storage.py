@@ -77,7 +77,7 @@ def load(path: str | PathLike[str], device: str, verify: bool) -> tuple[Call, Te
         raise ViewFileError(f"{path} is truncated or not a safetensors file ({error}); {WAY_OUT}.") from error
     except LimelightError as error:
         raise ViewFileError(f"{path}: its parts do not fit one another: {error} {WAY_OUT.capitalize()}.") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise ViewFileError(f"{path}: its parts do not fit one another ({error!r}); {WAY_OUT}.") from error
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Links, Observation
+from limelight.view.kept import bytes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +49,12 @@ class Statistics:
     @property
     def kept_bytes(self) -> int:
         """The bytes of the tensors kept."""
+        return bytes_of(self.kept_tensors())
+
+    def kept_tensors(self) -> Iterator[Tensor]:
+        """These tensors."""
         tensors = (self._received, self._entropy, self._distance, *(self._top or ()))
-        return sum(one.nbytes for one in tensors if one is not None)
+        return (one for one in tensors if one is not None)
 
     def _missing(self, name: str):
         raise ArgumentError(
@@ -62,7 +67,9 @@ def statistics(view: AttentionView, observe: Sequence[Observation], device: torc
     """The answers of a view to what is asked for, on that device, or where they are."""
 
     def there(tensor: Tensor) -> Tensor:
-        return tensor if device is None else tensor.to(device)
+        tensor = tensor if device is None else tensor.to(device)
+        # A part of what another block observes would keep the whole.
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
     names = {one.name for one in observe}
     most = max((one.k for one in observe), default=0)
@@ -117,8 +124,8 @@ class Seen(Mapping[str, list[One]], Generic[One]):
 
     @property
     def kept_bytes(self) -> int:
-        """The bytes of all tensors kept."""
-        return sum(one.kept_bytes for calls in self._calls.values() for one in calls)
+        """The bytes of all tensors kept; a mask or a bias that several calls share counts once."""
+        return bytes_of(tensor for calls in self._calls.values() for one in calls for tensor in one.kept_tensors())
 
     def __repr__(self) -> str:
         calls = sum(len(one) for one in self._calls.values())

@@ -1,0 +1,157 @@
+"""What a view rests on: the call, one number per row, and the answers that are known already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.backends import lookup
+from limelight.backends.protocol import OWN_TENSORS, Call, Gather, Gathered
+from limelight.backends.select import observed
+from limelight.normalizers import Normalizer
+from limelight.view.observations import Links, Observation
+from limelight.view.parts import Versions, mask_tensors
+
+Answers = dict[str, Tensor | Links]
+
+
+class Kept:
+    """The call of a view without its value, the threshold of each row [N, H, T], and what was observed.
+
+    weights: the whole matrix [N, H, T, S] where it was one small block, else None.
+    """
+
+    __slots__ = ("_call", "_versions", "answers", "threshold", "weights")
+
+    def __init__(
+        self, call: Call, threshold: Tensor, weights: Tensor | None = None, answers: Answers | None = None
+    ) -> None:
+        # The value takes no part in the weights; the view must not keep it alive.
+        self._call = replace(call, value=call.value.new_empty(0))
+        self._versions = Versions(self._call, threshold)
+        self.threshold, self.weights = threshold, weights
+        self.answers: Answers = {} if answers is None else answers
+
+    @property
+    def call(self) -> Call:
+        """The call, to compute from. Errors: StaleViewError."""
+        self._versions.check()
+        return self._call
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """What makes the weights of the scores."""
+        return self._call.normalizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self._call.dtype()
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading axes, before they were folded into N."""
+        return self._call.lead
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., H, T, S)."""
+        query = self._call.query
+        return (*self._call.lead, query.shape[1], query.shape[2], self._call.key.shape[2])
+
+    def open(self, tensor: Tensor) -> Tensor:
+        """Unfold the leading axes of [N, ...]."""
+        return tensor if len(self.lead) == 1 else tensor.reshape((*self.lead, *tensor.shape[1:]))
+
+    def answer(self, name: str) -> Tensor:
+        """What was observed of that name, "received", "entropy" or "distance", or a pass now; without gradients."""
+        have = self.answers.get(name)
+        if isinstance(have, Tensor):
+            return have
+        call = self.call
+        with torch.no_grad():
+            seen = getattr(observed(call, Gather(**{name: True})), name)
+            return self.open(getattr(lookup, name)(call, self.threshold) if seen is None else seen)
+
+    def top(self, k: int) -> Links:
+        """The k strongest links, k in [1, S]; in the same way."""
+        have = self.answers.get("top")
+        if not isinstance(have, Links) or have.indices.shape[-1] < k:
+            call = self.call
+            with torch.no_grad():
+                seen = observed(call, Gather(top=k)).top
+                seen = lookup.strongest(call, self.threshold, k) if seen is None else seen
+            have = Links(*(self.open(one) for one in seen))
+        return Links(have.indices[..., :k], have.weights[..., :k])
+
+    def gather(self, observe: Sequence[Observation], seen: Gathered | None) -> None:
+        """Keep the answers to what is asked for: those seen on the way, and what was not is computed."""
+        for name in ("received", "entropy", "distance"):
+            tensor = None if seen is None else getattr(seen, name)
+            if tensor is not None:
+                self.answers[name] = self.open(tensor)
+        if seen is not None and seen.top is not None:
+            self.answers["top"] = Links(*(self.open(one) for one in seen.top))
+        for one in observe:
+            if one.name not in self.answers:
+                most = min(max(each.k for each in observe), self.shape[-1])
+                self.answers[one.name] = self.top(most) if one.name == "top" else self.answer(one.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled as a fresh one: other tensors have other versions."""
+        return Kept, (self.call, self.threshold, self.weights, self.answers)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is kept."""
+        yield from (one for one in (*self._call.tensors(), self.threshold, self.weights) if one is not None)
+        if self._call.mask is not None:
+            yield from (one for _, one in mask_tensors("mask", self._call.mask))
+        for one in self.answers.values():
+            yield from one if isinstance(one, Links) else (one,)
+
+    def detached(self) -> Kept:
+        """The same without a graph."""
+        call = self.call
+        call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
+        return Kept(call, self.threshold.detach(), self.weights, self.answers)
+
+    def copied(self, device: torch.device | None) -> Kept:
+        """Tensors of its own, without a graph; mask, bias and sink are shared unless the device is another one.
+
+        Without the weights of a small matrix: what a copy has of its own grows with T + S.
+        """
+
+        def own(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            to = tensor.device if device is None else device
+            return tensor.to(to) if tensor.device != to else tensor.clone(memory_format=torch.contiguous_format)
+
+        def shared(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach().to(tensor.device if device is None else device)
+
+        call = self.call
+        query, key, value, *others = call.tensors()[:OWN_TENSORS]
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        call = call.with_tensors(own(query), own(key), own(value), *map(shared, others))
+        mask = call.mask if call.mask is None or device is None else call.mask.moved(device)
+        call = replace(call, mask=mask).with_parameters(tuple(own(one) for one in call.score.parameters))
+        answers = {
+            name: Links(*map(own, have)) if isinstance(have, Links) else own(have)
+            for name, have in self.answers.items()
+        }
+        return Kept(call, own(self.threshold), answers=answers)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """The bytes of all these tensors, what several of them share counted once, and no repetition made by `expand`."""
+    sizes: dict[int, int] = {}
+    for one in tensors:
+        place, size = one.data_ptr(), min(one.nbytes, one.untyped_storage().nbytes())
+        sizes[place] = max(size, sizes.get(place, 0))
+    return sum(sizes.values())
