@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.support.allocations import Largest
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 import limelight
 from limelight import attend, causal, top, watch
@@ -128,6 +130,9 @@ def test_float64_is_left_to_torch():
     model.register_parameter("bias", bias)
     seen = assert_bits(model, torch.randn(2, 7, 22, dtype=torch.float64), True)
     assert not seen["0"][0].dense().requires_grad
+    # Query, key and lse of two layers, what was observed, and the bias, which both share, once; no weights.
+    rows, observed = 2 * 2 * 7, 8 + 8 + 3 * 16
+    assert seen.kept_bytes == 2 * rows * (2 * 11 * 8 + 8 + observed) + 7 * 7 * 8
 
 
 def test_autocast_is_left_to_torch():
@@ -162,6 +167,95 @@ def test_the_native_kernel_gives_torchs_gradients():
         grads.append([one.grad for one in model.parameters()])
     for one, other in zip(*grads, strict=True):
         same(one, other, atol=2e-4)
+
+
+class Checkpointed(nn.Module):
+    """Layers that are run again in the backward pass."""
+
+    def __init__(self, *inner, reentrant=False):
+        super().__init__()
+        self.inner, self.reentrant = nn.ModuleList(inner), reentrant
+
+    def forward(self, x):
+        for one in self.inner:
+            x = checkpoint(one, x, use_reentrant=self.reentrant)
+        return x
+
+
+class Own(nn.Module):
+    """Self-attention of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return attend(self.scale * x, x, x, mask=causal())
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("layer", [Torch, Own])
+def test_a_gradient_checkpoint_is_one_call_and_its_gradients_stay(layer, reentrant, inside):
+    torch.manual_seed(2)
+    model, x = Checkpointed(layer(), layer(), reentrant=reentrant), torch.randn(2, 7, 22)
+    grads = []
+    for block in (False, True):
+        model.zero_grad()
+        given = x.clone().requires_grad_()
+        if block:
+            with watch(model, observe=ALL) as seen:
+                output = model(given)
+                if inside:
+                    output.square().sum().backward()
+            if not inside:
+                output.square().sum().backward()
+        else:
+            model(given).square().sum().backward()
+        grads.append([given.grad, *(one.grad for one in model.parameters())])
+    assert {path: len(calls) for path, calls in seen.items()} == {"inner.0": 1, "inner.1": 1}
+    for one, other in zip(*grads, strict=True):
+        same(one, other, atol=2e-4)
+
+
+def test_ruling_out_fused_kernels_leaves_the_call_to_torch():
+    model, x = layers(1), torch.randn(1, 7, 22)
+
+    def second_derivative():
+        given = x.clone().requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):
+            output = model(given)
+        (slope,) = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), given)[0]
+
+    expected = second_derivative()
+    with watch(model) as seen:
+        assert torch.equal(second_derivative(), expected)
+    assert seen["0"][0].shape == (1, 2, 7, 7)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("model", [Torch(), nn.MultiheadAttention(22, 2, batch_first=True)], ids=["torch", "multihead"])
+def test_inside_torch_func_the_model_works_and_is_named(model):
+    x = torch.randn(3, 2, 7, 22)
+
+    def output(parameters, x):
+        given = (x,) if isinstance(model, Torch) else (x, x, x)
+        found = torch.func.functional_call(model, parameters, given)
+        return (found if isinstance(found, Tensor) else found[0]).square().sum()
+
+    slopes = torch.func.vmap(torch.func.grad(output), (None, 0))
+    parameters = dict(model.named_parameters())
+    expected = slopes(parameters, x)
+    with (
+        pytest.warns(UserWarning, match=r"without numbers of their own: nested, sparse, meta, fake, or of torch\.func"),
+        watch(model, observe=ALL) as seen,
+    ):
+        found = slopes(parameters, x)
+    for name, one in expected.items():
+        assert torch.equal(found[name], one)
+    with pytest.raises(WatchError, match="The model itself: its attention runs on tensors without numbers"):
+        list(seen)
 
 
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -227,6 +321,23 @@ def test_memory_stays_linear():
         seen["0"][0].copy()
     assert largest.numel < 4099 * 4099 // 2
     assert seen.kept_bytes < 4099 * 200
+
+
+def test_a_mask_of_the_model_counts_once():
+    model, x = layers(3, attn_mask=torch.rand(2, 1, 50, 50) < 0.7), torch.randn(2, 50, 22)
+    with watch(model) as seen:
+        model(x)
+    assert seen["0"][0].kept_bytes == 2 * 2 * 50 * (2 * 11 + 1) * 4 + 2 * 50 * 50
+    assert seen.kept_bytes == 3 * 2 * 2 * 50 * (2 * 11 + 1) * 4 + 2 * 50 * 50
+
+
+def test_statistics_hold_no_more_than_they_say():
+    model, x = layers(1), torch.randn(1, 50, 22)
+    with watch(model, observe=top(40), keep="stats"), watch(model, observe=top(2), keep="stats") as seen:
+        model(x)
+    links = seen["0"][0].top(2)
+    assert seen.kept_bytes == 2 * 50 * 2 * (8 + 4)
+    assert sum(one.untyped_storage().nbytes() for one in links) == seen.kept_bytes
 
 
 def test_kept_on_the_cpu():
@@ -350,6 +461,17 @@ def test_a_backend_named_by_the_layer_computes_its_output():
     assert seen[""][0].shape == (2, 7, 7)
 
 
+def test_a_bias_by_distance_goes_with_a_backend_named():
+    class Named(nn.Module):
+        def forward(self, x):
+            return attend(x, x, x, bias=limelight.alibi(), backend="streaming")
+
+    model, x = Named(), torch.randn(2, 7, 5)
+    with watch(model) as seen:
+        model(x)
+    same(seen[""][0].dense(), limelight.look(x, x, x, bias=limelight.alibi())[1].dense())
+
+
 def test_dropout_of_our_layers_is_the_same():
     model, x = GroupedQueryAttention(12, 3, dropout=0.3), torch.randn(2, 7, 12)
     torch.manual_seed(1)
@@ -375,8 +497,11 @@ def test_layers_are_chosen_by_pattern():
     assert run(["encoder.[12]", "head"]) == ["encoder.1", "encoder.2", "head.0"]
     with pytest.raises(WatchError, match=r"no module of this ModuleDict matches 'encodr\.0'; near it: 'encoder\.0'"):
         watch(model, layers="encodr.0")
-    with pytest.raises(ArgumentError, match="layers must be None, a pattern"):
-        watch(model, layers=[])
+    for wrong in ([], 3, ["encoder", 1]):
+        with pytest.raises(ArgumentError, match="layers must be None, a pattern"):
+            watch(model, layers=wrong)
+    with pytest.raises(ArgumentError, match=r"observe: known are .* not 3"):
+        watch(model, observe=3)
 
 
 def test_blocks_nest_and_each_sees_its_own():
@@ -439,6 +564,13 @@ def test_a_block_leaves_nothing_behind_even_when_the_model_raises():
     assert list(seen) == ["good"]
     with pytest.raises(ValueError, match="on purpose"), watch(model):
         model.bad(x)
+    # A hook that raises before ours: the module was never entered, and is not left.
+    handle = model.bad.register_forward_pre_hook(Fails.forward)
+    model.forward = lambda x: (Catches.forward(model, x), F.scaled_dot_product_attention(x, x, x))
+    with watch(model) as seen:
+        model(x)
+    assert list(seen) == ["good", ""]
+    handle.remove()
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
     assert torch.overrides._get_current_function_mode() is None
     assert limelight.listening.listener() is None
@@ -486,11 +618,19 @@ def test_plain_layers_are_hooked_only_where_they_alone_were_chosen():
         list(seen)
 
 
-@pytest.mark.parametrize("product", [torch.matmul, lambda a, b: a @ b, lambda a, b: torch.einsum("bij,bjk->bik", a, b)])
+@pytest.mark.parametrize(
+    "product",
+    [
+        torch.matmul,
+        lambda a, b: a @ b,
+        lambda a, b: torch.einsum("bij,bjk->bik", a, b),
+        lambda a, b: torch.matmul(input=a, other=b),
+    ],
+)
 def test_attention_that_cannot_be_seen_is_named(product):
     class Einsum(nn.Module):
         def forward(self, x):
-            return F.softmax(product(x, x.mT) + 0.5, dim=-1) @ x
+            return F.softmax(input=product(x, x.mT) + 0.5, dim=-1) @ x
 
     model, x = nn.Sequential(Torch(), Einsum()), torch.randn(1, 5, 22)
     with (

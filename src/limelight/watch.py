@@ -58,9 +58,10 @@ def watch(
     calls of one module are in order. Blocks nest, of one model or several: each sees its own. Blocks of different
     threads do not meet.
 
-    The model computes what it would compute: where our native kernel can run the call (CPU, no dropout, no autocast) it
-    gives output and observations in one pass, equal to torch's within rounding. Everywhere else torch computes the
-    output, bit for bit, and the view is made beside it. Nothing kept has a graph.
+    The model computes what it would compute: where our native kernel can run the call (CPU, no dropout, no autocast, no
+    gradient checkpoint, fused kernels not ruled out by `sdpa_kernel`) it gives output and observations in one pass,
+    equal to torch's within rounding. Everywhere else torch computes the output, bit for bit, and the view is made
+    beside it. Nothing kept has a graph. What a gradient checkpoint runs again in a backward pass is no further call.
 
     Arguments:
         model: any module that is not compiled.
@@ -68,7 +69,8 @@ def watch(
             crossing dots. None: all.
         observe: as in `look`: "received", "entropy", "distance", `top(k)`, gathered at once.
         keep: "views": an `AttentionView` per call, with its own copy of query and key and one number per row, so that
-            memory grows with T + S; "stats": `Statistics`, only what `observe` names.
+            memory grows with T + S, and with mask and bias as the model made them; "stats": `Statistics`, only what
+            `observe` names.
         offload: "cpu" moves what is kept there.
 
     Result: a context manager that gives `Seen`.
@@ -85,7 +87,7 @@ def watch(
     require_choice("keep", keep, ("views", "stats"))
     if offload is not None:
         require_choice("offload", offload, ("cpu",))
-    wanted = check_observations((observe,) if isinstance(observe, (str, Observation)) else observe)
+    wanted = check_observations(observe)
     if keep == "stats" and not wanted:
         raise ArgumentError("observe: keep='stats' keeps only what observe names, and it names nothing; keep='views'?")
     _refuse_compiled(model)

@@ -30,6 +30,7 @@ _ALL_PRODUCTS = _PRODUCTS | {torch.matmul, torch.einsum, Tensor.matmul, Tensor._
 _SOFTMAXES = frozenset({F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax})
 _CAUGHT = frozenset({_SDPA, _MULTI_HEAD}) | _ALL_PRODUCTS | _SOFTMAXES
 _EAGER = "it multiplies query and key and takes the softmax itself, and no function is called that could be caught"
+_NO_NUMBERS = "its attention runs on tensors without numbers of their own: nested, sparse, meta, fake, or of torch.func"
 
 
 def _unguarded(function: Any) -> Callable[..., Any]:
@@ -84,19 +85,20 @@ class Catcher(TorchFunctionMode, Listener):
             if self._heads is not None and func in _PRODUCTS:
                 return self._scores(func, args, kwargs)
             product = func(*args, **kwargs)
-            self._multiplied(args, product)
+            self._multiplied((*args, *kwargs.values()), product)
             return product
-        if func in _SOFTMAXES and args and isinstance(args[0], Tensor):
-            self._softmax(args[0])
+        scores = args[0] if args else kwargs.get("input")
+        if func in _SOFTMAXES and isinstance(scores, Tensor):
+            self._softmax(scores)
         return func(*args, **kwargs)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-        """As `attend`. A backend asked for by name computes the output, and the view is made beside it."""
+        """As `attend`. In a gradient checkpoint, or with a backend named, the view is made beside the output."""
         wanting = self._wanting()
         with self._silence():
             if not wanting:
                 return attend(query, key, value, **options)
-            if options["backend"] == "auto":
+            if options["backend"] == "auto" and not _run_again():
                 output, view = look(query, key, value, **options, observe=_union(wanting))
             else:
                 output = attend(query, key, value, **options)
@@ -126,8 +128,9 @@ class Catcher(TorchFunctionMode, Listener):
         """`F.scaled_dot_product_attention`: by our native kernel where it can, else by torch and seen beside."""
         observe = _union(wanting)
         query = args[0] if args else kwargs["query"]
+        plain = all(_plain(one) for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
         with self._silence():
-            if _plain(query) and not torch.is_autocast_enabled(query.device.type):
+            if plain and not _wants_torch(query.device):
                 wanted = meaning(*args, **kwargs)
                 found = None if wanted.dropout else _natively(wanted, observe)
                 if found is not None:
@@ -135,9 +138,8 @@ class Catcher(TorchFunctionMode, Listener):
                     _record(wanting, view)
                     return output if query.ndim > 2 else output.squeeze(0)
             output = _SDPA(*args, **kwargs)
-            if not _plain(query):
-                for watcher, path in wanting:
-                    watcher.miss(path, "its attention runs on nested, sparse or meta tensors")
+            if not plain:
+                _miss(wanting)
                 return output
             wanted = meaning(*args, **kwargs)
             # Under autocast torch narrows query and key itself.
@@ -167,6 +169,9 @@ class Catcher(TorchFunctionMode, Listener):
         bias, query, key = args if func is torch.baddbmm else (None, *args)
         scores = func(*args, **kwargs)
         wanting = self._wanting()
+        if not (_plain(query) and _plain(key)):
+            _miss(wanting)
+            return scores
         with self._silence():
             if bias is not None:
                 bias = bias.unflatten(0, folded) if bias.shape[0] == query.shape[0] else bias
@@ -193,7 +198,10 @@ class Catcher(TorchFunctionMode, Listener):
                     watcher.miss(running.path, _EAGER)
 
     def _wanting(self) -> list[tuple[Watcher, str]]:
+        """Who wants to see a call made now: nobody what a gradient checkpoint runs again in a backward pass."""
         found = []
+        if torch._C._current_graph_task_id() != -1:
+            return found
         for watcher in self.watchers:
             running = watcher.running()
             if running is not None:
@@ -238,9 +246,21 @@ def caught_by(watcher: Watcher) -> Iterator[None]:
         _THREAD.catcher = None
 
 
-def _plain(tensor: Any) -> bool:
-    """Whether it is a strided tensor that holds numbers."""
-    return tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+def _plain(tensor: Tensor) -> bool:
+    """Whether it is a strided tensor that holds numbers itself."""
+    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    wraps = wraps or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not wraps and tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+
+
+def _wants_torch(device: torch.device) -> bool:
+    """Whether what is around a call asks for torch's own attention: autocast, `sdpa_kernel`, a gradient checkpoint."""
+    return torch.is_autocast_enabled(device.type) or not torch.backends.cuda.flash_sdp_enabled() or _run_again()
+
+
+def _run_again() -> bool:
+    """Whether a gradient checkpoint will run this again, perhaps unwatched, and wants to find as many tensors saved."""
+    return torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _natively(call: Meaning, observe: Sequence[Observation]) -> tuple[Tensor, AttentionView] | None:
@@ -256,9 +276,14 @@ def _natively(call: Meaning, observe: Sequence[Observation]) -> tuple[Tensor, At
 def _view_beside(query: Tensor, key: Tensor, options: dict[str, Any], observe: Sequence[Observation]) -> AttentionView:
     """The view of a call whose output is computed elsewhere: a value of width 1 stands in."""
     bias = options.get("bias")
-    options = {**options, "bias": None if bias is None else bias.detach()}
+    options = {**options, "bias": bias.detach() if isinstance(bias, Tensor) else bias}
     nothing = key.new_zeros(1).expand(*key.shape[:-1], 1)
     return look(query.detach(), key.detach(), nothing, **options, observe=observe)[1]
+
+
+def _miss(wanting: list[tuple[Watcher, str]]) -> None:
+    for watcher, path in wanting:
+        watcher.miss(path, _NO_NUMBERS)
 
 
 def _record(wanting: list[tuple[Watcher, str]], view: AttentionView) -> None:

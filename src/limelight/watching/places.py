@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -31,7 +31,7 @@ def chosen(model: nn.Module, layers: str | Sequence[str] | None) -> set[str]:
     paths = [path for path, _ in model.named_modules()]
     if layers is None:
         return set(paths)
-    patterns = [layers] if isinstance(layers, str) else list(layers)
+    patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
     if not patterns or not all(isinstance(one, str) for one in patterns):
         raise ArgumentError(f"layers must be None, a pattern of module paths, or several; it is {layers!r}.")
     found: set[str] = set()
@@ -77,9 +77,8 @@ class Place:
             alone = not path or (path in self._wanted and path.rpartition(".")[0] not in self._wanted)
             if type(module) in _PLAIN and not alone:
                 continue
-            running = (path, path in self._wanted)
-            self._hooks.append(module.register_forward_pre_hook(self._entering(*running)))
-            self._hooks.append(module.register_forward_hook(self._leaving, always_call=True))
+            self._hooks.append(module.register_forward_pre_hook(self._entering(path, path in self._wanted)))
+            self._hooks.append(module.register_forward_hook(self._leaving(path), always_call=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,6 +99,10 @@ class Place:
 
         return hook
 
-    def _leaving(self, module: nn.Module, inputs: object, output: object) -> None:
-        if self._stack and threading.get_ident() == self._thread:
-            self._stack.pop()
+    def _leaving(self, path: str) -> Any:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            # Another hook that raises before ours leaves a module that was never entered.
+            if self._stack and self._stack[-1].path == path and threading.get_ident() == self._thread:
+                self._stack.pop()
+
+        return hook
