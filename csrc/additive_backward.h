@@ -184,7 +184,7 @@ class BackwardPass {
   void grad_weights(int64_t row, int64_t rows) {
     if (call_.T > 1) {
       pack_rows(call_.grad_output, call_.type, n_, h_, row, rows, call_.E, 1.0f, grad_output_, room_, watch_);
-      return product<false>(rows, count_, 0, call_.E, call_.E, {grad_output_, call_.E, 1}, values_, slopes_, KEYS);
+      return whole_product(rows, count_, call_.E, {grad_output_, call_.E, 1}, values_, slopes_, KEYS);
     }
     const int64_t wide = vectors(call_.E) * W;
     const float* grad = whole_row(call_.grad_output, call_.type, n_, h_, row, call_.E, values_);
@@ -214,7 +214,9 @@ class BackwardPass {
     const bool drop = call_.dropout.rate > 0;
     const uint32_t bits = drop ? dropout_row(row, call_.dropout.seed) : 0;
     for (int64_t j = 0; j < KEYS; j += W) {
-      vf p = exp2((load(s + j) - m) * LOG2E) * inverse, grad = load(t + j), weight = p;
+      const vf score = load(s + j);
+      // Behind a mask the product with a value may have left fp32's range: 0 times it would be NaN.
+      vf p = exp2((score - m) * LOG2E) * inverse, grad = score == -INF ? vf{} : load(t + j), weight = p;
       if (drop) {
         uint32_t columns[W];
         for (int c = 0; c < W; c++) columns[c] = dropout_column(key_ + j + c, call_.dropout.seed);
@@ -299,7 +301,7 @@ bool additive_backward_planes(const Backward& call, int64_t first_plane, int64_t
 inline bool additive_backward(const Backward& call) {
   const int64_t key_blocks = std::max<int64_t>(1, (call.S + additive::KEYS - 1) / additive::KEYS), planes = call.N * call.G;
   if (planes == 0) return true;
-  const double cost = static_cast<double>(call.N) * call.H * call.T * call.S * (0.3 * call.D + 0.06 * call.E);
+  const double cost = pairs_of(call) * (0.3 * call.D + 0.06 * call.E);
   const int most = additive::parts_for(call, planes * key_blocks, cost);
   BiasPlan bias(call, most);
   const int64_t each = planes / bias.rounds;

@@ -248,8 +248,7 @@ namespace limelight::LIMELIGHT_ISA {
 inline bool additive_forward(const Forward& call) {
   const additive::ForwardPlan plan(call);
   if (plan.units == 0) return true;
-  const double pairs = static_cast<double>(call.N) * call.H * call.T * call.S;
-  const int parts = additive::parts_for(call, plan.units, pairs * (0.1 * call.D + 0.03 * call.E));
+  const int parts = additive::parts_for(call, plan.units, pairs_of(call) * (0.1 * call.D + 0.03 * call.E));
   const std::vector<int64_t> ends = balanced(plan.costs, parts);
   // What a head's keys receive is summed by the part that begins the head; parts that go on with it have sums of their own.
   const int64_t room = call.S + W;

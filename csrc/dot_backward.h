@@ -19,7 +19,7 @@ class DotBackward {
  public:
   // `bias`: where this part finds the bias's gradient.
   DotBackward(const Backward& call, int64_t stretch, float* bias)
-      : call_(call), bias_(call, bias), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
+      : call_(call), few_(few_queries(call)), bias_(call, bias), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
     const int64_t d = call.D, e = call.E;
     query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
     grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);
@@ -65,7 +65,7 @@ class DotBackward {
   }
 
   void pack_keys(int64_t key, int64_t count) {
-    pack_transposed(call_.key, call_.type, n_, g_, key, count, call_.D, key_, room_, watch_);
+    if (!few_) pack_transposed(call_.key, call_.type, n_, g_, key, count, call_.D, key_, room_, watch_);
     pack_panels(call_.key, call_.type, n_, g_, key, count, call_.D, key_panels_, room_, watch_);
     pack_transposed(call_.value, call_.type, n_, g_, key, count, call_.E, value_, room_, watch_);
     if (call_.dropout.rate > 0)
@@ -84,8 +84,9 @@ class DotBackward {
     pack_panels(call_.query, call_.type, n_, h, row, rows, d, query_panels_, room_, watch_);
     pack_rows(call_.grad_output, call_.type, n_, h, row, rows, e, 1, grad_output_, room_, watch_);
     pack_panels(call_.grad_output, call_.type, n_, h, row, rows, e, grad_output_panels_, room_, watch_);
-    product<false>(rows, to - from, 0, d, d, {query_, d, 1}, key_ + from * d, weights_ + from, KEYS);
-    product<false>(rows, to - from, 0, e, e, {grad_output_, e, 1}, value_ + from * e, slopes_ + from, KEYS);
+    if (few_) scores_of_few(call_, n_, g_, key + from, key + from + inner, query_, rows, weights_ + from, KEYS, room_);
+    else whole_product(rows, to - from, d, {query_, d, 1}, key_ + from * d, weights_ + from, KEYS);
+    whole_product(rows, to - from, e, {grad_output_, e, 1}, value_ + from * e, slopes_ + from, KEYS);
     if (bias_) bias_.begin(n_, h, row, rows, key);
     for (int64_t i = 0; i < rows; i++) {
       slope(h, row + i, key, delta[row + i], weights_ + i * KEYS, slopes_ + i * KEYS, from, to);
@@ -103,8 +104,11 @@ class DotBackward {
   // Scores s become what the values are weighted with, and grad p becomes grad s.
   void slope(int64_t h, int64_t i, int64_t key, float delta, float* s, float* g, int64_t from, int64_t to) {
     const Span keys = keys_of_row(call_, n_, i);
-    if (has_extras(call_) || keys.first > key + from || keys.last < key + to)
+    if (has_extras(call_) || keys.first > key + from || keys.last < key + to) {
       finish_scores(call_, n_, h, i, key, keys, s, from, to, cap_slope_);
+      // Behind a mask the product with a value may have left fp32's range: 0 times it would be NaN.
+      for (int64_t j = from; j < to; j += W) store(g + j, load(s + j) == -INF ? vf{} : load(g + j));
+    }
     const int64_t line = (n_ * call_.H + h) * call_.T + i;
     const vf shift = splat(call_.rows[2 * line]), inverse = splat(call_.rows[2 * line + 1]), sum = splat(delta);
     if (call_.dropout.rate > 0) {
@@ -130,6 +134,7 @@ class DotBackward {
   }
 
   const Backward& call_;
+  const bool few_;
   BiasGradient bias_;
   int64_t key_width_, value_width_;
   Scratch scratch_;
@@ -203,10 +208,10 @@ bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int 
 }
 
 inline bool dot_backward(const Backward& call) {
-  const int64_t work = call.N * call.H * call.T * call.S * (3 * call.D + 2 * call.E);
-  BiasPlan bias(call, static_cast<int>(std::min<int64_t>(call.threads, 1 + work / 200000)));
+  const double work = pairs_of(call) * (3 * call.D + 2 * call.E);
+  BiasPlan bias(call, threads_for(call, work));
   const int64_t heads = call.N * call.G / bias.rounds;
-  const int parts = static_cast<int>(std::min<int64_t>(call.threads, 1 + work / bias.rounds / 200000));
+  const int parts = threads_for(call, work / bias.rounds);
   bool clean = true;
   for (int64_t round = 0; round < bias.rounds; round++)
     clean &= dot_backward_heads(call, round * heads, heads, parts, [&](int part) { return bias.origin(part); });

@@ -15,7 +15,7 @@ constexpr int64_t FEW = 6;        // queries that share a key head, at most
 constexpr int64_t STRETCH = 128;  // keys that are met at a time
 constexpr int AT_ONCE = 4;        // keys in a register tile
 
-inline bool few_queries(const Forward& call) { return call.H / call.G * call.T <= FEW && call.dropout.rate == 0; }
+inline bool few_queries(const Call& call) { return call.H / call.G * call.T <= FEW && call.dropout.rate == 0; }
 
 // s[j] = q . k_j for COUNT keys.
 template <int COUNT>
@@ -28,6 +28,23 @@ LL_INLINE void dots(const float* q, const float* const* keys, int64_t width, flo
     float rest = 0;
     for (int64_t y = x; y < width; y++) rest += q[y] * keys[j][y];
     s[j] = sum_of(sum[j]) + rest;
+  }
+}
+
+// Scores of `rows` queries, [rows][D], and keys [first, last) of a key head: s[r * stride + j - first]. The backward pass
+// takes them from here too: with other roundings e^(s - m) would be off by as much as s is. `room` holds AT_ONCE keys.
+inline void scores_of_few(const Call& call, int64_t n, int64_t g, int64_t first, int64_t last, const float* queries, int64_t rows,
+                          float* s, int64_t stride, float* room) {
+  for (int64_t j = first; j < last; j += AT_ONCE) {
+    const float* keys[AT_ONCE];
+    for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
+      keys[i] = floats(row_at(call.key, call.type, n, g, std::min(j + i, last - 1)), call.type, call.key.column, call.D,
+                       room + i * call.D);
+    for (int64_t r = 0; r < rows; r++) {
+      float four[AT_ONCE];
+      dots<AT_ONCE>(queries + r * call.D, keys, call.D, four);
+      for (int64_t i = 0; i < AT_ONCE && j + i < last; i++) s[r * stride + j - first + i] = four[i];
+    }
   }
 }
 
@@ -54,7 +71,7 @@ class DotDecode {
   explicit DotDecode(const Forward& call)
       : call_(call), shared_(call.H / call.G), rows_(shared_ * call.T), width_(padded(call.E)),
         stretches_((call.S + STRETCH - 1) / STRETCH), looks_back_(call.seen.received || call.seen.top),
-        units_(call.N * call.G), parts_(parts(call)), cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
+        units_(call.N * call.G), parts_(threads_for(call, pairs_of(call) * (call.D + call.E), 100000)), cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
         own_size_(rows_ * (Scratch::room(call.D) + STRETCH + 3 * W + 2) + AT_ONCE * call.D + STRETCH * call.E + 9 * 16),
         scratch_(units_ * cuts_ * rows_ * width_ + (looks_back_ ? units_ * rows_ * stretches_ * STRETCH : 0) +
                  parts_ * own_size_ + 3 * 16),
@@ -82,11 +99,6 @@ class DotDecode {
     float *query, *weights, *key, *value;
     RowState state;
   };
-
-  static int64_t parts(const Forward& call) {
-    const int64_t work = call.N * call.H * call.T * call.S * (call.D + call.E);
-    return std::clamp<int64_t>(1 + work / 100000, 1, std::max<int64_t>(1, call.threads));
-  }
 
   Own own_of(int part) const {
     float* at = own_ + part * own_size_;
@@ -123,17 +135,7 @@ class DotDecode {
 
   // Scores of keys [first, last), their softmax so far; what is not to be seen in the stretch that begins at `key` is -inf.
   void score(int64_t n, int64_t g, int64_t unit, int64_t first, int64_t last, int64_t key, const Own& own, RowState& state) {
-    for (int64_t j = first; j < last; j += AT_ONCE) {
-      const float* keys[AT_ONCE];
-      for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
-        keys[i] = floats(row_at(call_.key, call_.type, n, g, std::min(j + i, last - 1)), call_.type, call_.key.column, call_.D,
-                         own.key + i * call_.D);
-      for (int64_t r = 0; r < rows_; r++) {
-        float four[AT_ONCE];
-        dots<AT_ONCE>(own.query + r * call_.D, keys, call_.D, four);
-        for (int64_t i = 0; i < AT_ONCE && j + i < last; i++) own.weights[r * STRETCH + j + i - key] = four[i];
-      }
-    }
+    scores_of_few(call_, n, g, first, last, own.query, rows_, own.weights + first - key, STRETCH, own.key);
     const int64_t to = (last - key + W - 1) / W * W;
     for (int64_t r = 0; r < rows_; r++) {
       float* s = own.weights + r * STRETCH;

@@ -123,8 +123,7 @@ class DotForward {
   void meet(int64_t block, int64_t key, int64_t count, int64_t r, int64_t rows, Span span) {
     const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
     float* s = kept_rows_ ? kept_rows_ + (block * rows_ + r) * KEYS : weights_;
-    product<false>(rows, to - from, 0, call_.D, call_.D, {query_ + r * call_.D, call_.D, 1}, key_ + from * call_.D, s + from,
-                   KEYS);
+    whole_product(rows, to - from, call_.D, {query_ + r * call_.D, call_.D, 1}, key_ + from * call_.D, s + from, KEYS);
     const bool extra = has_extras(call_);
     for (int64_t i = 0; i < rows; i++) {
       float* row = s + i * KEYS;
@@ -232,8 +231,7 @@ inline bool dot_forward(const Forward& call) {
     const Span keys = keys_of_rows(call, n, first, std::min(call.T, first + rows));
     costs[static_cast<size_t>(unit)] = 16 + std::max<int64_t>(0, keys.last - keys.first);
   }
-  const int64_t work = call.N * call.H * call.T * call.S * (call.D + call.E);
-  const int parts = static_cast<int>(std::min<int64_t>({call.threads, units, 1 + work / 200000}));
+  const int parts = static_cast<int>(std::min<int64_t>(units, threads_for(call, pairs_of(call) * (call.D + call.E))));
   const std::vector<int64_t> ends = balanced(costs, parts);
   // What a head's keys receive is summed by the part that begins the head; parts that go on with it have sums of their own.
   std::vector<float> shared(call.seen.received ? static_cast<size_t>(parts) * call.S : 0);

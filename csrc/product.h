@@ -12,16 +12,12 @@ namespace limelight::LIMELIGHT_ISA {
 constexpr int64_t panels(int64_t columns) { return (columns + NR - 1) / NR; }
 constexpr int64_t padded(int64_t columns) { return panels(columns) * NR; }
 
-// C[m, :] = before[m] * C[m, :] + sum_k A[m, k] B[k, :]; without `before`, C is only written.
+// C[m, :] = before[m] * C[m, :] + sum_k A[m, k] B[k, :]; before is 1 where it is null; without ADD, C is only written. The
+// sum begins at 0 and joins C at the end: over many blocks that errs less than one long sum.
 template <int ROWS, int VECS, bool ADD>
 LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c, int64_t c_row,
                     const float* before) {
-  vf sum[ROWS][VECS];
-#pragma GCC unroll 6
-  for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECS; v++)
-      sum[m][v] = !ADD ? vf{} : before ? load(c + m * c_row + v * W) * before[m] : load(c + m * c_row + v * W);
+  vf sum[ROWS][VECS] = {};
   for (int64_t k = 0; k < depth; k++) {
     vf column[VECS];
 #pragma GCC unroll 4
@@ -38,7 +34,10 @@ LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, c
 #pragma GCC unroll 6
   for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECS; v++) store(c + m * c_row + v * W, sum[m][v]);
+    for (int v = 0; v < VECS; v++) {
+      float* to = c + m * c_row + v * W;
+      store(to, !ADD ? sum[m][v] : before ? load(to) * before[m] + sum[m][v] : load(to) + sum[m][v]);
+    }
 }
 
 template <int VECS, bool ADD>
@@ -84,6 +83,14 @@ inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth,
       }
     }
   }
+}
+
+// C [rows, columns] = A [rows, depth] B [depth, columns], in sums of even parts of the depth, at most 128 long.
+inline void whole_product(int64_t rows, int64_t columns, int64_t depth, Operand a, const float* b, float* c, int64_t c_row) {
+  const int64_t parts = (depth + 127) / 128, part = (depth + parts - 1) / std::max<int64_t>(1, parts);
+  product<false>(rows, columns, 0, std::min(part, depth), depth, a, b, c, c_row);
+  for (int64_t first = part; first < depth; first += part)
+    product<true>(rows, columns, first, std::min(part, depth - first), depth, a, b, c, c_row);
 }
 
 // --- reading tensors -------------------------------------------------------------------------------------------------

@@ -44,10 +44,12 @@ inline void finish_scores(const Call& call, int64_t n, int64_t h, int64_t i, int
   if (call.bias.data) {
     const Tensor& t = call.bias;
     const float* bias = static_cast<const float*>(t.data) + n * t.n + h * t.head + i * t.row + key * t.column;
+    // A bias of -inf is a mask: it holds for a score that is inf too.
+    const auto add = [](float score, float b) { return b == -INF ? -INF : score + b; };
     if (t.column == 1)
-      for (int64_t j = from; j < to; j++) s[j] += bias[j];
+      for (int64_t j = from; j < to; j++) s[j] = add(s[j], bias[j]);
     else
-      for (int64_t j = from; j < to; j++) s[j] += bias[j * t.column];
+      for (int64_t j = from; j < to; j++) s[j] = add(s[j], bias[j * t.column]);
   }
   if (call.mask.dense.data) {
     const Tensor& t = call.mask.dense;

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <vector>
 
 #include "kernels.h"
@@ -32,7 +33,8 @@ void in_parallel(int parts, F f) {
 // Aligned memory of a thread that is kept from call to call, up to a limit: page faults cost more than small kernels.
 class Scratch {
  public:
-  explicit Scratch(int64_t floats) {
+  explicit Scratch(int64_t floats) : size_(floats) {
+    if (watched) return;
     if (floats <= kept_limit) {
       thread_local Kept kept;
       if (!kept.busy) {
@@ -48,20 +50,29 @@ class Scratch {
   ~Scratch() {
     if (kept_) kept_->busy = false;
     else std::free(data_);
+    for (float* piece : pieces_) std::free(piece);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
   // The next `floats` floats, on a cache line of their own.
   float* take(int64_t floats) {
-    float* p = data_ + used_;
+    const int64_t at = used_;
     used_ += room(floats);
-    return p;
+    if (!watched) return data_ + at;
+    if (used_ > size_) throw std::length_error("scratch memory: more is taken than was asked for");
+    pieces_.push_back(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(room(floats) * 4))));
+    return pieces_.back();
   }
   static int64_t room(int64_t floats) { return (floats + 15) / 16 * 16; }
 
  private:
   static constexpr int64_t kept_limit = int64_t{1} << 20;  // 4 MiB
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr bool watched = true;  // every piece is a block of its own: a step beyond it is seen
+#else
+  static constexpr bool watched = false;
+#endif
   struct Kept {
     float* data = nullptr;
     int64_t size = 0;
@@ -83,7 +94,8 @@ class Scratch {
   }
   float* data_ = nullptr;
   Kept* kept_ = nullptr;
-  int64_t used_ = 0;
+  int64_t size_, used_ = 0;
+  std::vector<float*> pieces_;  // where they are watched
 };
 
 struct Span {
@@ -132,6 +144,14 @@ inline Span rows_of_keys(const Call& call, int64_t n, int64_t first, int64_t las
     all = {std::min(all.first, i), i + 1};
   }
   return all;
+}
+
+// Pairs of a query and a key: for long sequences with a narrow window more than 64 bits count, times a width.
+inline double pairs_of(const Call& call) { return static_cast<double>(call.N) * call.H * call.T * call.S; }
+
+// Threads worth starting: one more for every `each` of the work.
+inline int threads_for(const Call& call, double work, double each = 200000) {
+  return static_cast<int>(std::clamp<double>(1 + work / each, 1, std::max(1, call.threads)));
 }
 
 // Cut [0, costs.size()) into `parts` stretches of about equal cost; returns their parts + 1 ends.

@@ -13,6 +13,8 @@ from limelight.backends.derivatives import final
 from limelight.backends.numerics import no_graph
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
 
+MOST_KEYS = 2**31 - 1
+
 
 class Native(Backend):
     """The C++ kernels. Where they meet NaN or inf they give the call to `careful`, which keeps them behind the mask."""
@@ -37,6 +39,8 @@ class Native(Backend):
             return f"it takes float32, bfloat16 and float16, and query is {query.dtype}"
         if not (query.numel() and call.key.shape[2]):
             return "there is nothing to attend to"
+        if call.key.shape[2] > MOST_KEYS:
+            return f"it numbers at most {MOST_KEYS} keys, and there are {call.key.shape[2]}"
         if not call.normalizer.is_softmax:
             return f"the normalizer is {call.normalizer.name}, not softmax"
         if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:

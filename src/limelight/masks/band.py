@@ -65,4 +65,6 @@ def band(low: int | None = None, high: int | None = None) -> Mask:
     for name, one in (("low", low), ("high", high)):
         if one is not None and (isinstance(one, bool) or not isinstance(one, int)):
             raise ArgumentError(f"band({name}): {name} must be an integer, or None for no bound; it is {one!r}.")
-    return Band(-UNBOUNDED if low is None else low, UNBOUNDED if high is None else high)
+    low = -UNBOUNDED if low is None else max(-UNBOUNDED, min(low, UNBOUNDED))
+    high = UNBOUNDED if high is None else max(-UNBOUNDED, min(high, UNBOUNDED))
+    return Band(low, high)

@@ -9,7 +9,7 @@ from torch import Tensor
 from limelight.contract import require_choice, require_count
 from limelight.masks.block import Block, bounds
 from limelight.masks.causal import Align, offset
-from limelight.masks.form import Form
+from limelight.masks.form import UNBOUNDED, Form
 from limelight.masks.protocol import Mask, remembered
 
 
@@ -73,4 +73,4 @@ def window(before: int, after: int, *, align: Align = "end") -> Mask:
     require_count("before", before, least=0)
     require_count("after", after, least=0)
     require_choice("align", align, ("end", "start"))
-    return Window(before, after, align)
+    return Window(min(before, UNBOUNDED), min(after, UNBOUNDED), align)
