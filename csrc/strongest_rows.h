@@ -47,7 +47,7 @@ class RowsAsked {
   }
 
  private:
-  static constexpr int64_t ROWS = 96, COLUMNS = 256, DEPTH = 256;  // a block of scores; what is summed in one go
+  static constexpr int64_t ROWS = 96, COLUMNS = 256;  // a block of scores
 
   bool run_block(int64_t first, int64_t last) {
     const int64_t rows = last - first, columns = padded(call_.columns);
@@ -73,9 +73,7 @@ class RowsAsked {
   void score(int64_t first, int64_t rows, int64_t column, int64_t width) {
     const Operand features{call_.features + first * call_.stride, call_.stride, 1};
     const float* panel = call_.packed + column * call_.depth;
-    product<false>(rows, width, 0, std::min(DEPTH, call_.depth), call_.depth, features, panel, scores_, COLUMNS);
-    for (int64_t k = DEPTH; k < call_.depth; k += DEPTH)
-      product<true>(rows, width, k, std::min(DEPTH, call_.depth - k), call_.depth, features, panel, scores_, COLUMNS);
+    whole_product(rows, width, call_.depth, features, panel, scores_, COLUMNS);
   }
 
   bool write(int64_t row, int64_t r) const {
