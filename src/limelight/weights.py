@@ -50,7 +50,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
         file.write(content)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, way_out: str = TRAIN_AGAIN) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote; raises RunFolderError when missing, truncated, foreign or changed."""
     try:
         while True:
@@ -62,13 +62,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if path.stat().st_ino == before.st_ino:
                 break
     except FileNotFoundError:
-        raise RunFolderError(f"{path} is missing; {TRAIN_AGAIN}") from None
+        raise RunFolderError(f"{path} is missing; {way_out}") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise RunFolderError(f"{path} is truncated or not a safetensors file ({error}); {TRAIN_AGAIN}") from error
+        raise RunFolderError(f"{path} is truncated or not a safetensors file ({error}); {way_out}") from error
     if metadata.get("limelight") != "1" or "facts" not in metadata:
-        raise RunFolderError(f"{path} was not written by Limelight; {TRAIN_AGAIN}")
+        raise RunFolderError(f"{path} was not written by Limelight; {way_out}")
     if metadata.get("checksum") != _checksum(tensors, metadata["facts"]):
-        raise RunFolderError(f"{path} was changed after it was written (the checksum differs); {TRAIN_AGAIN}")
+        raise RunFolderError(f"{path} was changed after it was written (the checksum differs); {way_out}")
     return tensors, json.loads(metadata["facts"])
 
 

@@ -8,6 +8,7 @@ from tests.support.allocations import Largest
 from tests.support.inputs import Sizes, tensors
 from tests.support.oracle import answer
 from tests.support.tolerance import assert_near
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import limelight
 from limelight.backends import extension
@@ -120,3 +121,11 @@ def test_an_unknown_backend_names_the_known_ones():
         ArgumentError, match=r"one of 'auto', 'native', 'torch', 'streaming', 'reference'; it is 'cuda'"
     ):
         limelight.attend(query, query, query, backend="cuda")
+
+
+def test_tensors_without_numbers_are_not_given_to_the_kernels():
+    shape = (2, 3, 5, 8)
+    with FakeTensorMode():
+        query = torch.randn(shape)
+        assert "FakeTensor without numbers" in str(limelight.explain(query, query, query).reasons["native"])
+        assert limelight.attend(query, query, query).shape == shape

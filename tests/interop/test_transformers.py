@@ -391,6 +391,7 @@ def test_a_described_mask_is_made_dense_only_where_it_is_computed_with():
         lambda scores, mask: scores + (1.0 - mask) * -1e9,
         lambda scores, mask: scores + mask.to(scores.dtype),
         lambda scores, mask: scores.masked_fill(mask, -1e9),
+        lambda scores, mask: mask[:, 0, 0] < 0,
     ],
 )
 def test_a_model_that_applies_its_mask_itself_is_told_and_not_wrong(apply):

@@ -189,7 +189,9 @@ def test_changed_files(tmp_path):
     # One bit of a number: the sizes fit, so that only reading all of it can tell.
     path.write_bytes(good[:-5] + bytes([good[-5] ^ 64]) + good[-4:])
     AttentionView.open(path)
-    with pytest.raises(ViewFileError, match="changed after it was written"):
+    with pytest.raises(
+        ViewFileError, match=r"one was changed after it was written \(the checksum differs\); save the view again$"
+    ):
         AttentionView.open(path, verify=True)
 
 

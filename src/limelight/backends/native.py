@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.backends import extension, kernels, operator
 from limelight.backends.derivatives import final
-from limelight.backends.numerics import no_graph
+from limelight.backends.numerics import has_numbers, no_graph
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
 
 MOST_KEYS = 2**31 - 1
@@ -35,6 +35,8 @@ class Native(Backend):
         query = call.query
         if not query.is_cpu:
             return f"it runs on the CPU, and query is on {query.device}"
+        if not (torch.compiler.is_compiling() or has_numbers(query)):
+            return f"query is a {type(query).__name__} without numbers of its own: fake, or of torch.func"
         if query.dtype not in kernels.TYPES or not query.dtype is call.key.dtype is call.value.dtype:
             return f"it takes float32, bfloat16 and float16, and query is {query.dtype}"
         if not (query.numel() and call.key.shape[2]):

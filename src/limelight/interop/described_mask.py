@@ -15,7 +15,7 @@ _ATEN = torch.ops.aten
 _OF_NUMBERS = frozenset(
     {one.Tensor for one in (_ATEN.add, _ATEN.add_, _ATEN.sub, _ATEN.mul, _ATEN.mul_)}
     | {one.Scalar for one in (_ATEN.add, _ATEN.mul, _ATEN.rsub)}
-    | {_ATEN.rsub.Tensor, _ATEN._to_copy.default}
+    | {_ATEN.rsub.Tensor, _ATEN._to_copy.default, _ATEN.select.int}
     | {_ATEN.masked_fill.Scalar, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Scalar, _ATEN.masked_fill_.Tensor}
 )
 """What a model does with a mask of numbers."""

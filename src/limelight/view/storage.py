@@ -16,7 +16,7 @@ from torch import Tensor
 from limelight.backends.protocol import Call
 from limelight.contract import accumulation_dtype, float_dtypes
 from limelight.devices import find_device
-from limelight.errors import ArgumentError, LimelightError, ViewFileError
+from limelight.errors import ArgumentError, LimelightError, RunFolderError, ViewFileError
 from limelight.view.observations import Links
 from limelight.view.parts import (
     MORE,
@@ -64,7 +64,7 @@ def load(path: str | PathLike[str], device: str, verify: bool) -> tuple[Call, Te
     path, place = Path(path), find_device(device)
     try:
         if verify:
-            read_tensors(path)
+            read_tensors(path, WAY_OUT)
         facts, tensors = _opened(path)
         return _rebuilt(facts, {name: one.to(place) for name, one in tensors.items()})
     except ViewFileError:
@@ -75,6 +75,8 @@ def load(path: str | PathLike[str], device: str, verify: bool) -> tuple[Call, Te
         raise ViewFileError(f"{path} cannot be read: {error.strerror or error}; {WAY_OUT}.") from error
     except safetensors.SafetensorError as error:
         raise ViewFileError(f"{path} is truncated or not a safetensors file ({error}); {WAY_OUT}.") from error
+    except RunFolderError as error:
+        raise ViewFileError(str(error)) from error
     except LimelightError as error:
         raise ViewFileError(f"{path}: its parts do not fit one another: {error} {WAY_OUT.capitalize()}.") from error
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from limelight.attend import attend, look
+from limelight.backends.numerics import has_numbers
 from limelight.errors import ArgumentError, BackendError
 from limelight.interop.torch_attention import Meaning, meaning
 from limelight.listening import Listener, listening_to
@@ -247,10 +248,9 @@ def caught_by(watcher: Watcher) -> Iterator[None]:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Whether it is a strided tensor that holds numbers itself."""
-    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    wraps = wraps or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return not wraps and tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+    """Whether it is a strided tensor that holds numbers."""
+    plain = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+    return plain and has_numbers(tensor)
 
 
 def _wants_torch(device: torch.device) -> bool:
