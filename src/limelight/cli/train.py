@@ -95,6 +95,9 @@ def train(
         _option(_HOW, "Word links that attention learns from, a line for each line of text: 0-0 1-2 ..., .gz too."),
     ] = None,
     guided_weight: Annotated[float | None, _option(_HOW, "Of --guided-alignment in the loss.", "0.05")] = None,
+    coverage_weight: Annotated[
+        float | None, _option(_HOW, "Of looking again in the loss, for --attention coverage; 1 in the paper.", "0")
+    ] = None,
     clip: Annotated[float | None, _option(_HOW, "Largest gradient norm; 0 for no clipping.", "1")] = None,
     validate_every: Annotated[int | None, _option(_HOW, "Updates between validations.", "an epoch's")] = None,
     patience: Annotated[

@@ -69,6 +69,9 @@ class TrainingConfig:
         guided_weight: λ of guided alignment, which is added to the loss per target token: λ times the cross-entropy
             between the links of the token and its attention. Used where the corpus has links (`guided_alignment`). The
             default is that of Garg et al. (2019).
+        coverage_weight: λ of the coverage loss, Σ_s min(a_ts, g_ts) of each target token: what it attends to although
+            that has been attended to before (See, Liu and Manning 2017, equations 12 and 13, who take 1 and begin with
+            it late). For attention="coverage"; 0 for none.
         clip: gradients are scaled down to this norm; 0 for no clipping.
         validate_every: updates between two validations; None is once an epoch.
         patience: validations without a better BLEU after which training stops; 0 never stops early.
@@ -95,6 +98,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     label_smoothing: float = 0.1
     guided_weight: float = 0.05
+    coverage_weight: float = 0.0
     clip: float = 1.0
     validate_every: int | None = None
     patience: int = 0
@@ -120,7 +124,7 @@ class TrainingConfig:
                 _whole(name, getattr(self, name), 1)
         if self.threads is not None and self.threads > MOST_THREADS:
             raise ArgumentError(f"threads: must be at most {MOST_THREADS}, got {self.threads}")
-        for name in ("clip", "weight_decay", "save_seconds"):
+        for name in ("coverage_weight", "clip", "weight_decay", "save_seconds"):
             _number(name, getattr(self, name))
         _number("rate", self.rate, above=True)
         _number("guided_weight", self.guided_weight, above=True)

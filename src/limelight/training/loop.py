@@ -14,6 +14,7 @@ import torch
 from limelight.data import Batch, Batches
 from limelight.errors import LimelightError
 from limelight.evaluation.quality import Quality, corpus_quality, group_references
+from limelight.layers import coverage_loss
 from limelight.models import TranslationModel
 from limelight.run_folder import RunFolder
 from limelight.training.checkpoint import Progress, average, load_state, save_state, snapshot
@@ -197,8 +198,10 @@ class Trainer:
         read, predict = batch.target[:, :-1], batch.target[:, 1:]
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            weights = log_weights = None
             if batch.links is None:
-                features, log_weights = self.model(batch.source, batch.source_lengths, read).features, None
+                covers = self.config.coverage_weight > 0
+                features, weights = self.model(batch.source, batch.source_lengths, read, observe=covers)
             else:
                 features, log_weights = self.model.guided(batch.source, batch.source_lengths, read, batch.links)
         # Only real positions reach the output layer, the largest product of all.
@@ -209,6 +212,8 @@ class Trainer:
         )
         if log_weights is not None and batch.shares is not None:
             loss = loss + self.config.guided_weight * guided_loss(log_weights, batch.shares)
+        if weights is not None:
+            loss = loss + self.config.coverage_weight * coverage_loss(weights)[real].sum()
         (loss / batch.target_tokens).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if not math.isfinite(float(norm)):

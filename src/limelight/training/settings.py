@@ -58,6 +58,10 @@ def sort_settings(
         )
     if "guided_weight" in settings and not guided:
         raise ArgumentError("guided_weight: needs word links to learn from; give guided_alignment (FILE) too")
+    if training.coverage_weight and sizes.get("attention") != "coverage":
+        raise ArgumentError(
+            "coverage_weight: is for attention='coverage' (--attention coverage); choose that, or leave it out"
+        )
     if sizes.get("shared_embeddings") and not data.joint:
         raise ArgumentError("shared_embeddings: needs one vocabulary for both sides; set joint too (--joint)")
     # The model's own rules speak now, not after the corpus has been read; any size of vocabulary will do.
