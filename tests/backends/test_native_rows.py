@@ -83,6 +83,20 @@ def test_what_the_kernel_does_not_answer_torch_does(bad, where):
     torch.testing.assert_close(lse, scores.logsumexp(-1), equal_nan=True)
 
 
+@needs_extension
+@pytest.mark.parametrize("row", [0, 199])
+def test_any_thread_may_find_the_row_that_the_kernel_does_not_answer(row):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        scores, x = Scores(torch.ones(400, 64), torch.zeros(400)), torch.ones(200, 64)
+        assert scores._native(x, 1, *scores._packed) is not None
+        x[row, 3] = torch.nan
+        assert scores._native(x, 1, *scores._packed) is None
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_scores_of_every_size_are_told_without_overflow():
     weight, bias = torch.randn(500, 4), torch.zeros(500)
     check(torch.randn(3, 4) * 1e4, weight, bias, 3)
