@@ -21,8 +21,8 @@ def all_finite(*tensors: Tensor | None) -> bool:
 
 def has_numbers(tensor: Tensor) -> bool:
     """Whether it holds its numbers itself: does not wrap another tensor, is not fake and not a tensor of torch.func."""
-    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    return not wraps and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
+    return not wraps and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
 
 
 def no_graph(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limelight.backends import lookup
-from limelight.backends.protocol import OWN_TENSORS, Call, Gather, Gathered
+from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gathered
 from limelight.backends.select import observed
 from limelight.normalizers import Normalizer
 from limelight.view.observations import Links, Observation
@@ -74,7 +74,7 @@ class Kept:
             return have
         call = self.call
         with torch.no_grad():
-            seen = getattr(observed(call, Gather(**{name: True})), name)
+            seen = getattr(observed(call, NOTHING._replace(**{name: True})), name)
             return self.open(getattr(lookup, name)(call, self.threshold) if seen is None else seen)
 
     def top(self, k: int) -> Links:

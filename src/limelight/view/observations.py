@@ -42,7 +42,7 @@ def top(k: int) -> Observation:
     return Observation("top", k)
 
 
-def check_observations(observe: Sequence[str | Observation]) -> tuple[Observation, ...]:
+def check_observations(observe: str | Observation | Sequence[str | Observation]) -> tuple[Observation, ...]:
     """The observations asked for, or ArgumentError with the known names."""
     wanted = []
     for one in observe if isinstance(observe, Iterable) and not isinstance(observe, str) else (observe,):

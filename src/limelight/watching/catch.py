@@ -260,7 +260,8 @@ def _wants_torch(device: torch.device) -> bool:
 
 def _run_again() -> bool:
     """Whether a gradient checkpoint will run this again, perhaps unwatched, and wants to find as many tensors saved."""
-    return torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
+    return torch.is_grad_enabled() and hooks is not None
 
 
 def _natively(call: Meaning, observe: Sequence[Observation]) -> tuple[Tensor, AttentionView] | None:
