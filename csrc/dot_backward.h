@@ -146,30 +146,19 @@ class DotBackward {
   int64_t n_ = 0, g_ = 0;
 };
 
-constexpr int64_t SUMMED = 4;  // rows whose delta is summed at a time: none waits for another
-
-// delta of one head's queries, [T]; see the top. It is summed in the order of grad p: where one weight is 1 and the others 0,
-// as huge scores have it, grad p - delta is 0 to the last bit. `room` holds 2 SUMMED rows.
+// delta of one head's queries, [T]; see the top.
 inline void row_sums(const Backward& call, int64_t n, int64_t h, float* delta, float* room) {
-  const int64_t width = call.E, part = part_of(width);
-  for (int64_t i = 0; i < call.T; i += SUMMED) {
-    const float *o[SUMMED], *g[SUMMED];
-    float sum[SUMMED]{};
-    for (int64_t r = 0; r < SUMMED; r++) {
-      const int64_t row = std::min(i + r, call.T - 1);
-      o[r] = floats(row_at(call.output, call.type, n, h, row), call.type, call.output.column, width, room + 2 * r * width);
-      g[r] = floats(row_at(call.grad_output, call.type, n, h, row), call.type, call.grad_output.column, width,
-                    room + (2 * r + 1) * width);
-    }
-    for (int64_t first = 0; first < width; first += part) {
-      float some[SUMMED]{};
-      for (int64_t x = first; x < std::min(first + part, width); x++)
-        for (int64_t r = 0; r < SUMMED; r++) some[r] += o[r][x] * g[r][x];
-      for (int64_t r = 0; r < SUMMED; r++) sum[r] += some[r];
-    }
+  for (int64_t i = 0; i < call.T; i++) {
+    const float* o = floats(row_at(call.output, call.type, n, h, i), call.type, call.output.column, call.E, room);
+    const float* g =
+        floats(row_at(call.grad_output, call.type, n, h, i), call.type, call.grad_output.column, call.E, room + call.E);
+    vf sum{};
+    float rest = 0;
+    int64_t x = 0;
+    for (; x + W <= call.E; x += W) sum += load(o + x) * load(g + x);
+    for (; x < call.E; x++) rest += o[x] * g[x];
     const int64_t line = (n * call.H + h) * call.T + i;
-    for (int64_t r = 0; r < std::min(SUMMED, call.T - i); r++)
-      delta[i + r] = sum[r] - (call.grad_lse ? call.grad_lse[line + r] : 0.0f);
+    delta[i] = sum_of(sum) + rest - (call.grad_lse ? call.grad_lse[line] : 0.0f);
   }
 }
 
@@ -195,7 +184,7 @@ bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int 
     if (ends[static_cast<size_t>(part)] == ends[static_cast<size_t>(part) + 1]) return;
     DotBackward pass(call, std::min(stretch, blocks * KEYS), bias(part));
     std::vector<float> own(split ? 0 : static_cast<size_t>(sums)), delta(static_cast<size_t>(shared * call.T));
-    std::vector<float> room(static_cast<size_t>(2 * SUMMED * call.E));
+    std::vector<float> room(static_cast<size_t>(2 * call.E));
     for (int64_t unit = ends[static_cast<size_t>(part)]; unit < ends[static_cast<size_t>(part) + 1]; unit++) {
       const int64_t head = begin + unit / cuts, n = head / call.G, g = head % call.G, first = unit % cuts * stretch;
       for (int64_t i = 0; i < shared; i++) row_sums(call, n, g * shared + i, delta.data() + i * call.T, room.data());

@@ -85,15 +85,9 @@ inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth,
   }
 }
 
-// Sums over `depth` are taken in even parts of this length, at most 128.
-inline int64_t part_of(int64_t depth) {
-  const int64_t parts = std::max<int64_t>(1, (depth + 127) / 128);
-  return std::max<int64_t>(1, (depth + parts - 1) / parts);
-}
-
-// C [rows, columns] = A [rows, depth] B [depth, columns].
+// C [rows, columns] = A [rows, depth] B [depth, columns], in sums of even parts of the depth, at most 128 long.
 inline void whole_product(int64_t rows, int64_t columns, int64_t depth, Operand a, const float* b, float* c, int64_t c_row) {
-  const int64_t part = part_of(depth);
+  const int64_t parts = (depth + 127) / 128, part = (depth + parts - 1) / std::max<int64_t>(1, parts);
   product<false>(rows, columns, 0, std::min(part, depth), depth, a, b, c, c_row);
   for (int64_t first = part; first < depth; first += part)
     product<true>(rows, columns, first, std::min(part, depth - first), depth, a, b, c, c_row);
