@@ -7,16 +7,15 @@ The other side sorts whole rows, has the closed gradient of the papers and keeps
 gradients are held against each other before anything is timed.
 """
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.peer import peak_beyond
 from benchmarks.timing import interleaved
 from limelight import attend, entmax15, sparsemax
 from limelight.normalizers import Normalizer
@@ -115,14 +114,7 @@ def main() -> None:
     side, name, length, training = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1"
     sides(name, 64, training)[side]()
     call = sides(name, length, training)[side]
-    before = _high()
-    call()
-    print(round((_high() - before) / 1024))
-
-
-def _high() -> int:
-    """The most KiB that this process held; what getrusage says of a child begins with its parent's."""
-    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[0])
+    print(round(peak_beyond(call) / 2**20))
 
 
 if __name__ == "__main__":

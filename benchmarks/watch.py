@@ -8,7 +8,6 @@ plain sdpa is the median over the rounds of the ratio within one. Peaks are thos
 """
 
 import importlib.util
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peer import peak_beyond
 from limelight import top, watch
 from limelight.interop.transformers import register
 
@@ -133,9 +133,7 @@ def main() -> None:
     register()
     sides(name, length, 64)[side]()
     call = sides(name, length)[side]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    call()
-    print(round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+    print(round(peak_beyond(call) / 2**20))
 
 
 if __name__ == "__main__":
