@@ -199,9 +199,10 @@ def test_the_seed_s_upper_half_and_every_row_have_a_say_in_what_is_dropped():
 
 @pytest.mark.parametrize("keys", [64, 192, 400])
 @pytest.mark.parametrize("ends", [(-7, None), (1, None), (None, 5), (None, -3), (-40, -2)])
-def test_bands_end_at_every_place_of_a_block(keys, ends):
+@pytest.mark.parametrize("queries", [5, 41, 192])
+def test_bands_end_at_every_place_of_a_block(queries, keys, ends):
     # Whole blocks of keys, so that nothing but the band asks for a mask: one row after the other it moves by one key.
-    query, key, value = (_random(seed, 1, 1, length, 8) for seed, length in ((1, keys // 2), (2, keys), (3, keys)))
+    query, key, value = (_random(seed, 1, 1, length, 8) for seed, length in ((1, queries), (2, keys), (3, keys)))
     have = _with_gradients(query, key, value, mask=band(*ends))
     leaves = [one.double().requires_grad_() for one in (query, key, value)]
     output = attend(*leaves, mask=band(*ends), backend="reference")
