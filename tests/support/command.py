@@ -1,6 +1,7 @@
 """Running `limelight` in tests: in this process, or as one of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,4 +49,9 @@ def start(*arguments: object, **pipes: Any) -> "subprocess.Popen[bytes]":
     surroundings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii", "COLUMNS": "300"}
     every = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | pipes
     command = [sys.executable, "-m", "limelight", *map(str, arguments)]
-    return subprocess.Popen(command, env=surroundings, **every)
+    return subprocess.Popen(command, env=surroundings, preexec_fn=_as_from_a_terminal, **every)
+
+
+def _as_from_a_terminal() -> None:
+    # A shell has what it starts in the background ignore Ctrl-C, and that is inherited.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
