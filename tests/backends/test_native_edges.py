@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from limelight import additive, attend, band, causal, dense, dot, lengths, look, top, window
+from limelight import additive, attend, band, causal, dense, dot, interval, lengths, look, relative, top, window
 from limelight.backends import extension
 from limelight.errors import BackendError
 
@@ -203,8 +203,37 @@ def test_the_seed_s_upper_half_and_every_row_have_a_say_in_what_is_dropped():
 def test_bands_end_at_every_place_of_a_block(queries, keys, ends):
     # Whole blocks of keys, so that nothing but the band asks for a mask: one row after the other it moves by one key.
     query, key, value = (_random(seed, 1, 1, length, 8) for seed, length in ((1, queries), (2, keys), (3, keys)))
-    have = _with_gradients(query, key, value, mask=band(*ends))
-    leaves = [one.double().requires_grad_() for one in (query, key, value)]
-    output = attend(*leaves, mask=band(*ends), backend="reference")
+    _agrees_with_the_reference((query, key, value), mask=band(*ends))
+
+
+def _agrees_with_the_reference(inputs, **arguments):
+    have = _with_gradients(*inputs, **arguments)
+    leaves = [one.double().requires_grad_() for one in inputs]
+    output = attend(*leaves, backend="reference", **arguments)
     for one, want in zip(have, (output, *torch.autograd.grad(output.sum(), leaves)), strict=True):
         torch.testing.assert_close(one.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_without_keys_stand_between_others():
+    # Every third query sees nothing, the next ones see other keys than those before.
+    place = torch.arange(60)
+    first = torch.where(place % 3 == 1, 60, place * 5)
+    mask = interval(first, torch.where(place % 3 == 1, 0, first + 6))
+    _agrees_with_the_reference(
+        [_random(seed, 1, 2, size, 8) for seed, size in ((1, 60), (2, 300), (3, 300))], mask=mask
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [lambda _: dot(), lambda dtype: additive(torch.ones(8, dtype=dtype))], ids=["dot", "additive"]
+)
+@pytest.mark.parametrize(("queries", "keys"), [(5, 41), (150, 131)])
+def test_gradient_of_a_bias_by_distance(make, queries, keys):
+    query, key, value = (_random(seed, 1, 2, size, 8) for seed, size in ((1, queries), (2, keys), (3, keys)))
+    grads = []
+    for backend, dtype in (("native", torch.float32), ("reference", torch.float64)):
+        table = _random(4, 2, 2 * keys + 1).to(dtype).requires_grad_()
+        inputs = [one.to(dtype) for one in (query, key, value)]
+        output = attend(*inputs, score=make(dtype), bias=relative(table), backend=backend)
+        grads.append(torch.autograd.grad((output * inputs[0]).sum(), table)[0])
+    torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-5, atol=1e-5)
