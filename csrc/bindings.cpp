@@ -114,6 +114,30 @@ limelight::RowScores row_scores_of(nb::tuple numbers) {
   return call;
 }
 
+limelight::CrossEntropy cross_entropy_of(nb::tuple numbers) {
+  Numbers from(numbers);
+  limelight::CrossEntropy call;
+  call.logits = from.pointer<float>(), call.bias = from.pointer<float>(), call.target = from.pointer<int64_t>();
+  call.rows = from.whole(), call.columns = from.whole();
+  call.kept = static_cast<float>(from.real());
+  call.likelihood = from.pointer<float>(), call.sums = from.pointer<float>();
+  call.threads = static_cast<int32_t>(from.whole());
+  from.end();
+  return call;
+}
+
+limelight::ActivationDropout activation_dropout_of(nb::tuple numbers) {
+  Numbers from(numbers);
+  limelight::ActivationDropout call;
+  call.from = from.pointer<float>(), call.to = from.pointer<float>();
+  call.count = from.whole();
+  call.rate = from.real();
+  call.seed = static_cast<uint64_t>(from.whole());
+  call.threads = static_cast<int32_t>(from.whole());
+  from.end();
+  return call;
+}
+
 template <class Result, class Kind>
 Result run(Result (*kernel)(const Kind&), const Kind& call) {
   nb::gil_scoped_release others_may_run;
@@ -153,4 +177,9 @@ NB_MODULE(_native, module) {
              [](nb::tuple call) { return run(limelight::kernels().strongest_rows, row_scores_of(call)); },
              "The largest scores of rows and their log-sum-exp, given as the flat tuple that limelight.backends.rows builds.\n"
              "False where a row holds NaN or +inf or less than that above -inf: then the results are of no use.");
+  module.def("cross_entropy", [](nb::tuple call) { run(limelight::kernels().cross_entropy, cross_entropy_of(call)); },
+             "Logits become the gradient of their cross-entropy, given as the flat tuple that limelight.backends.rows builds.");
+  module.def("activation_dropout",
+             [](nb::tuple call) { run(limelight::kernels().activation_dropout, activation_dropout_of(call)); },
+             "Dropout of numbers, given as the flat tuple that limelight.backends.rows builds.");
 }

@@ -6,6 +6,7 @@
 #include "dot_backward.h"
 #include "dot_forward.h"
 #include "peak.h"
+#include "rows.h"
 #include "strongest_rows.h"
 
 #define LIMELIGHT_TEXT_(name) #name
@@ -14,8 +15,8 @@
 namespace limelight::LIMELIGHT_ISA {
 
 const Kernels& kernels() {
-  static const Kernels table{LIMELIGHT_TEXT(LIMELIGHT_ISA), dot_forward, dot_backward, additive_forward,
-                             additive_backward,           pack_weight, strongest_rows, multiply_add_peak};
+  static const Kernels table{LIMELIGHT_TEXT(LIMELIGHT_ISA), dot_forward,   dot_backward,       additive_forward, additive_backward,
+                             pack_weight,                   strongest_rows, cross_entropy, activation_dropout, multiply_add_peak};
   return table;
 }
 

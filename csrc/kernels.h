@@ -98,6 +98,29 @@ struct RowScores {
   int32_t top = 1, threads = 1;
 };
 
+// Logits z [rows, columns] of an output layer, their bias b left out, fp32, become the gradient of their cross-entropy with
+// the columns y: softmax(z + b) - kept [v = y]. `likelihood` of a row is -log softmax(z + b)_y; the gradient's sums over rows
+// are those of `sums`, [threads, columns], which the caller sets to 0.
+struct CrossEntropy {
+  float* logits = nullptr;
+  const float* bias = nullptr;
+  const int64_t* target = nullptr;  // [rows], in [0, columns)
+  int64_t rows = 0, columns = 0;
+  float kept = 1;
+  float *likelihood = nullptr, *sums = nullptr;
+  int32_t threads = 1;
+};
+
+// Numbers times 1 / (1 - rate), or 0 where dropped, which their place and the seed decide.
+struct ActivationDropout {
+  const float* from = nullptr;
+  float* to = nullptr;
+  int64_t count = 0;
+  double rate = 0;
+  uint64_t seed = 0;
+  int32_t threads = 1;
+};
+
 // One table per instruction set. Each kernel returns false, its results then being of no use, where NaN or inf stands
 // in what it read: the caller then takes a slower road that keeps them behind the mask.
 struct Kernels {
@@ -108,6 +131,8 @@ struct Kernels {
   bool (*additive_backward)(const Backward&);
   void (*pack_weight)(const Packing&);
   bool (*strongest_rows)(const RowScores&);
+  void (*cross_entropy)(const CrossEntropy&);
+  void (*activation_dropout)(const ActivationDropout&);
   double (*multiply_add_peak)(int threads, double seconds);
 };
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limelight.backends import extension
-from limelight.backends.rows import Scores
+from limelight.backends.rows import Scores, cross_entropy
 
 needs_extension = pytest.mark.skipif(extension.refusal() is not None, reason="the native extension is not there")
 
@@ -112,3 +112,56 @@ def test_other_dtypes(dtype):
     assert torch.equal(value, scores.topk(5, -1)[0])
     assert torch.equal(scores.gather(-1, index), value)
     torch.testing.assert_close(lse, scores.logsumexp(-1))
+
+
+def check_cross_entropy(logits, bias, target, kept, scale=1.0):
+    z = logits.double() + bias
+    each = torch.nn.functional.cross_entropy(z, target, reduction="none")
+    expected = z.softmax(-1)
+    expected[range(len(target)), target] -= kept
+    grad, sums, likelihood = cross_entropy(logits.clone(), bias, target, kept)
+    torch.testing.assert_close(grad.double(), expected, rtol=1e-6 * scale, atol=2e-7)
+    torch.testing.assert_close(sums.double(), expected.sum(0), rtol=1e-5, atol=1e-6 * len(target))
+    torch.testing.assert_close(likelihood.double(), each, rtol=1e-6, atol=1e-6 * scale)
+
+
+@needs_extension
+@given(
+    rows=st.sampled_from([1, 2, 7, 97, 300]),
+    columns=st.one_of(st.integers(1, 70), st.integers(71, 3000)),
+    kept=st.sampled_from([1.0, 0.9, 0.1]),
+    size=st.sampled_from([1e-3, 1.0, 10.0]),
+    seed=st.integers(0, 2**31),
+)
+@settings(deadline=None)
+def test_cross_entropy_of_any_size(rows, columns, kept, size, seed):
+    torch.manual_seed(seed)
+    logits, bias, target = torch.randn(rows, columns) * size, torch.randn(columns), torch.randint(columns, (rows,))
+    check_cross_entropy(logits, bias, target, kept, scale=1 + size)
+
+
+@needs_extension
+def test_cross_entropy_of_huge_logits():
+    logits, target = torch.tensor([[1e4, -1e4, 9.9e3, 0.0], [-1e4, -1e4, -1e4, -1e4]]), torch.tensor([1, 2])
+    grad, _, likelihood = cross_entropy(logits.clone(), torch.zeros(4), target, 1.0)
+    assert grad.tolist() == [[1.0, -1.0, 0.0, 0.0], [0.25, 0.25, -0.75, 0.25]]
+    assert likelihood.tolist() == pytest.approx([2e4, 1.3862944])
+
+
+@needs_extension
+@pytest.mark.parametrize("where", [0, 9, 17])
+def test_cross_entropy_shows_nan(where):
+    logits = torch.zeros(3, 18)
+    logits[1, where] = torch.nan
+    grad, sums, likelihood = cross_entropy(logits, torch.zeros(18), torch.tensor([1, 2, 3]), 1.0)
+    assert likelihood.isnan().tolist() == [False, True, False]
+    assert grad[1].isnan().all()
+    assert sums.isnan().all()
+    assert grad[[0, 2]].isfinite().all()
+
+
+@needs_extension
+def test_cross_entropy_gives_the_same_bits_again():
+    logits, target = torch.randn(201, 1009), torch.randint(1009, (201,))
+    first, second = (cross_entropy(logits.clone(), torch.ones(1009), target, 0.9) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

@@ -41,6 +41,31 @@ def test_the_gradient_is_dropped_with_the_value_and_the_seed_decides():
     assert not torch.equal(Dropout(0.3)(x), y)
 
 
+def test_the_native_extension_stores_nothing_and_differentiates_twice():
+    x = torch.randn(3, 5, 411, dtype=torch.float32, requires_grad=True)
+    y = Dropout(0.3)(x)
+    (grad,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), x)
+    kept = (y != 0).float() / 0.7
+    torch.testing.assert_close(second, 2 * kept**2)
+
+
+def test_not_contiguous():
+    torch.manual_seed(5)
+    x = torch.randn(37, 41)
+    y = Dropout(0.5)(x.t())
+    assert torch.equal(y[y != 0], 2 * x.t()[y != 0])
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 1023, 1024, 1025, 9000])
+def test_every_element_has_its_own_draw(size):
+    torch.manual_seed(41)
+    rows = torch.stack([Dropout(0.5)(torch.ones(size)) != 0 for _ in range(400)]).double()
+    # Six standard deviations, of an element's mean and of the count of each row.
+    assert ((rows.mean(0) - 0.5).abs() < 6 * (0.25 / 400) ** 0.5).all()
+    assert abs(rows.mean().item() - 0.5) < 6 * (0.25 / rows.numel()) ** 0.5
+
+
 def test_dtype_and_shape_stay():
     for shape in ((), (1,), (3, 0), (5, 7)):
         y = Dropout(0.5)(torch.ones(shape, dtype=torch.bfloat16))

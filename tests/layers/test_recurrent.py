@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from limelight.errors import ArgumentError
-from limelight.layers import BidirectionalEncoder, RecurrentStack
+from limelight.layers import BidirectionalEncoder, RecurrentStack, UnrolledStack
 
 B, T, W, C = 3, 7, 5, 11
 NEAR = {"rtol": 0.0, "atol": 1e-12}
@@ -31,6 +31,24 @@ def test_steps_one_by_one_are_the_whole_sequence(cell, layers):
         state = made.step(x[:, t], state)
         assert state.shape == (B, layers, made.state_width)
         torch.testing.assert_close(made.output(state), whole[:, t], **NEAR)
+
+
+@CELLS
+@LAYERS
+@pytest.mark.parametrize("known", [0, 2, W])
+def test_an_unrolled_pass_is_the_whole_sequence_with_its_gradients(cell, layers, known):
+    made, x, state = stack(cell, layers)
+    wanted = [x.requires_grad_(), state.requires_grad_(), *made.parameters()]
+    whole, weights = made(x, state), torch.randn(B, T, C).double()
+    expected = torch.autograd.grad((whole * weights).sum(), wanted)
+    run, outputs = UnrolledStack(made, x[..., :known]), []
+    for t in range(T):
+        state = run.step(t, x[:, t, known:], state)
+        outputs.append(made.output(state))
+    found = torch.stack(outputs, 1)
+    torch.testing.assert_close(found, whole, **NEAR)
+    for one, other in zip(torch.autograd.grad((found * weights).sum(), wanted), expected, strict=True):
+        torch.testing.assert_close(one, other, **NEAR)
 
 
 @CELLS

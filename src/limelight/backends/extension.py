@@ -51,6 +51,11 @@ def refusal() -> str | None:
     return None
 
 
+def takes(tensor: torch.Tensor) -> bool:
+    """Whether a native kernel can be handed the numbers of this tensor: fp32, on the CPU."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and refusal() is None
+
+
 @cache
 def _load() -> tuple[ModuleType | None, str | None]:
     """The extension and None, or None and why it is not there; tried once per process."""

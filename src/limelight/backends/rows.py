@@ -1,4 +1,4 @@
-"""The largest scores W x + b of many rows x: what a search asks of a vocabulary at each step."""
+"""Scores W x + b of many rows x: what a search asks of a vocabulary at each step, and what training makes of them."""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class Scores:
 
     def __init__(self, weight: Tensor, bias: Tensor):
         self.weight, self.bias = weight, bias
-        native = weight.device.type == "cpu" and weight.dtype == torch.float32 and extension.refusal() is None
+        native = extension.takes(weight)
         self._packed = _pack(weight.detach(), bias) if native else None
 
     def strongest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,6 +67,37 @@ def _pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     weight, packed = weight.contiguous(), weight.new_empty(room * depth)
     module.pack_weight((weight.data_ptr(), packed.data_ptr(), columns, depth, depth, torch.get_num_threads()))
     return packed, F.pad(bias, (0, room - columns), value=-torch.inf)
+
+
+def cross_entropy(logits: Tensor, bias: Tensor, target: Tensor, kept: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient softmax(z + b)_v - kept [v = y] of logits z, its sums over rows, each row's -log softmax(z + b)_y.
+
+    The native pass reads and writes a row while it is in a core's cache.
+
+    Args:
+        logits: z, [n, V], without their bias; overwritten.
+        bias: b, [V].
+        target: y, int64 [n], in [0, V).
+        kept: 1 - ε of label smoothing.
+
+    Returns:
+        [n, V], in the memory of the logits; [V]; [n].
+    """
+    rows, columns = logits.shape
+    if not (extension.takes(logits) and logits.is_contiguous()):
+        z = logits.add_(bias)
+        lse = z.logsumexp(1, keepdim=True)
+        y = target[:, None]
+        likelihood = (lse - z.gather(1, y)).squeeze(1)
+        z.sub_(lse).exp_().scatter_add_(1, y, z.new_full((rows, 1), -kept))
+        return z, z.sum(0), likelihood
+    module, threads = extension.native(), torch.get_num_threads()
+    assert module is not None
+    likelihood, sums = logits.new_empty(rows), logits.new_zeros(threads, columns)
+    bias, target = bias.contiguous(), target.contiguous()
+    given = (logits.data_ptr(), bias.data_ptr(), target.data_ptr(), rows, columns, kept)
+    module.cross_entropy((*given, likelihood.data_ptr(), sums.data_ptr(), threads))
+    return logits, sums.sum(0), likelihood
 
 
 _SMALL = 1_000_000  # multiplications that a thread takes longer to be woken for than to make

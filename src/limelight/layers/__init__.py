@@ -13,7 +13,7 @@ from limelight.layers.memory_attention import MemoryAttention
 from limelight.layers.multihead import MultiHeadAttention
 from limelight.layers.norm import RMSNorm, make_norm
 from limelight.layers.positions import LearnedPositions, SinusoidalPositions, sinusoidal
-from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack
+from limelight.layers.recurrent import BidirectionalEncoder, RecurrentStack, UnrolledStack
 from limelight.layers.rotary import RotaryPositions
 from limelight.layers.rotary_scaling import (
     DynamicNTKScaling,
@@ -55,6 +55,7 @@ __all__ = [
     "SinusoidalPositions",
     "TransformerDecoderLayer",
     "TransformerEncoderLayer",
+    "UnrolledStack",
     "YarnScaling",
     "coverage_loss",
     "make_norm",

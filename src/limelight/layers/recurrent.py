@@ -3,11 +3,13 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limelight.errors import ArgumentError
 from limelight.layers import onnx_recurrent
 from limelight.layers.dropout import Dropout
+from limelight.layers.gathered import GatheredLinear
 
 Cell = Literal["gru", "lstm"]
 
@@ -124,3 +126,59 @@ class RecurrentStack(nn.Module):
             # weights, biases, one layer, no dropout inside, training flag, one direction, batch first
             x = run(x, start, weights, True, 1, 0.0, self.training, False, True)[0]  # pyright: ignore
         return x
+
+
+class UnrolledStack:
+    """One forward pass of a `RecurrentStack`, step by step, for inputs [known_t; fed_t].
+
+    `known` is there before the first step, and its products are made at once; `fed` comes from the steps before, such
+    as a context. The gradients of the weights that each step uses are gathered (`GatheredLinear`).
+
+    Args:
+        stack: whose weights.
+        known: [B, T, X].
+    """
+
+    def __init__(self, stack: RecurrentStack, known: Tensor):
+        self.stack = stack
+        width = known.shape[-1]
+        cells = [cell for cell in stack.cells if isinstance(cell, nn.RNNCellBase)]  # all are
+        first, *others = cells
+        # Unbound, not indexed: the backward pass of an index is as large as what it is taken from.
+        self.known = F.linear(known, first.weight_ih[:, :width], first.bias_ih).unbind(1)
+        self.inputs = [GatheredLinear(first.weight_ih[:, width:])]
+        self.inputs += [GatheredLinear(cell.weight_ih, cell.bias_ih) for cell in others]
+        self.states = [GatheredLinear(cell.weight_hh, cell.bias_hh) for cell in cells]
+
+    def step(self, t: int, fed: Tensor, state: Tensor) -> Tensor:
+        """Step t: fed [B, input_width - X], state [B, layers, W] -> the new state."""
+        stack, layers, x = self.stack, [], fed
+        for i, before in enumerate(state.unbind(1)):
+            gates = self.inputs[i](x)
+            if i == 0:
+                gates = gates + self.known[t]
+            after = (_lstm if stack.lstm else _gru)(gates, self.states[i](before[:, : stack.hidden]), before)
+            layers.append(after)
+            x = stack.dropout(after[:, : stack.hidden])
+        return torch.stack(layers, 1)
+
+
+def _gru(x: Tensor, h: Tensor, before: Tensor) -> Tensor:
+    """The state after `before` [N, H], of the gates' products with the input and the state, both [N, 3 H].
+
+    r, z = σ(x_r + h_r), σ(x_z + h_z); n = tanh(x_n + r h_n); n + z (before - n). `torch.nn.GRU`.
+    """
+    width = before.shape[-1]
+    (x_rz, x_n), (h_rz, h_n) = x.split([2 * width, width], -1), h.split([2 * width, width], -1)
+    r, z = (x_rz + h_rz).sigmoid().chunk(2, -1)
+    return torch.lerp(torch.addcmul(x_n, r, h_n).tanh(), before, z)
+
+
+def _lstm(x: Tensor, h: Tensor, before: Tensor) -> Tensor:
+    """The states [h; c] after `before` [N, 2 H], of the gates' products with the input and the state, both [N, 4 H].
+
+    i, f, g, o = σ, σ, tanh, σ of their sums; c' = f c + i g, h' = o tanh(c'). `torch.nn.LSTM`.
+    """
+    i, f, g, o = (x + h).chunk(4, -1)
+    c = f.sigmoid() * before.chunk(2, -1)[1] + i.sigmoid() * g.tanh()
+    return torch.cat([o.sigmoid() * c.tanh(), c], -1)

@@ -17,6 +17,7 @@ from limelight.layers import (
     LuongAttention,
     MemoryAttention,
     RecurrentStack,
+    UnrolledStack,
 )
 from limelight.masks import Mask
 from limelight.models.config import Seq2SeqConfig
@@ -91,13 +92,25 @@ class Decoder(nn.Module, ABC):
             features.append(feature)
             weights.append(weight)
             states.append(beams[0])
+        return self._read(torch.cat(features, 1), weights, states, memory, mask, links)
+
+    def _read(
+        self,
+        features: Tensor,
+        weights: list[Tensor | None],
+        states: list[Tensor],
+        memory: Memory,
+        mask: Mask,
+        links: Tensor | None,
+    ) -> Read:
+        """What T steps gave: weights [B, 1, S] of each, T + 1 states [B, 1, layers, W]."""
+        seen = [weight for weight in weights if weight is not None]
         log_weights = None
         if links is not None:
             # All steps' queries at once: what a state attends to does not depend on when it is asked.
             queries = self.rnn.output(torch.cat(states[:-1] if self.attends_before else states[1:], 1))
             log_weights = self._link_weights(queries, memory, links, mask)
-        seen = torch.cat(weights, 1) if observe and weights[0] is not None else None
-        return Read(torch.cat(features, 1), seen, log_weights)
+        return Read(features, torch.cat(seen, 1) if seen else None, log_weights)
 
     def _link_weights(self, queries: Tensor, memory: Memory, links: Tensor, mask: Mask) -> Tensor:
         assert isinstance(self.attention, MemoryAttention)  # all that are GUIDABLE
@@ -109,52 +122,80 @@ class Decoder(nn.Module, ABC):
         return self.rnn.output(after), after
 
 
-class BahdanauDecoder(Decoder):
+class ContextDecoder(Decoder):
     """Attends with the state before the step: c_t = attend(s_{t-1}, h), s_t = RNN([y_{t-1}; c_t], s_{t-1}).
 
     The features are the deep output tanh(W_o [s_t; y_{t-1}; c_t]). Bahdanau et al. (2014), A.2.2, whose output layer is
-    a maxout instead of a tanh.
+    a maxout instead of a tanh. Beams are the recurrent state and what the attention hands from step to step.
     """
 
     attends_before = True
 
-    def __init__(self, config: Seq2SeqConfig):
+    def __init__(self, config: Seq2SeqConfig, attention: BahdanauAttention | CoverageAttention):
         memory_width = 2 * config.hidden
         super().__init__(config, memory_width)
-        self.attention = BahdanauAttention(config.hidden, memory_width, config.hidden)
+        self.attention = attention
         self.readout = nn.Linear(config.hidden + config.embedding + memory_width, config.hidden)
 
     def keys(self, values: Tensor) -> Tensor:
         """U h."""
         return self.attention.keys(values)
+
+    @abstractmethod
+    def _context(
+        self, before: Tensor, handed: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """States [B, K, hidden] -> contexts [B, K, 2 · hidden], weights [B, K, S] or None, what is handed on."""
+
+    def _features(self, output: Tensor, embedded: Tensor, context: Tensor) -> Tensor:
+        return self.readout(torch.cat([output, embedded, context], -1)).tanh()
 
     def step(
         self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """See `Decoder.step`."""
-        (state,) = beams
-        before = self.rnn.output(state)
-        context, weights = self.attention(before, memory.keys, memory.values, mask, observe=observe)
+        state, *handed = beams
+        context, weights, handed = self._context(self.rnn.output(state), tuple(handed), memory, mask, observe)
         output, state = self._advance(torch.cat([embedded, context], -1), state)
-        features = self.readout(torch.cat([output, embedded, context], -1)).tanh()
-        return features, weights, (state,)
+        return self._features(output, embedded, context), weights, (state, *handed)
+
+    def forward(self, embedded: Tensor, memory: Memory, mask: Mask, observe: bool, links: Tensor | None = None) -> Read:
+        """As `Decoder.forward`: what no step waits for, the embedded tokens' products and the features, at once."""
+        state, *handed = self.start(memory)
+        handed, run = tuple(handed), UnrolledStack(self.rnn, embedded)
+        contexts, weights, states = [], [], [state]
+        for t in range(embedded.shape[1]):
+            context, weight, handed = self._context(self.rnn.output(state), handed, memory, mask, observe)
+            state = run.step(t, context.squeeze(1), state.squeeze(1)).unsqueeze(1)
+            contexts.append(context)
+            weights.append(weight)
+            states.append(state)
+        output = self.rnn.output(torch.cat(states[1:], 1))
+        features = self._features(output, embedded, torch.cat(contexts, 1))
+        return self._read(features, weights, states, memory, mask, links)
 
 
-class CoverageDecoder(Decoder):
-    """As `BahdanauDecoder`, and each score also sees what its source position has received so far, g_t.
+class BahdanauDecoder(ContextDecoder):
+    """A `ContextDecoder` whose attention sees the state alone."""
+
+    def __init__(self, config: Seq2SeqConfig):
+        super().__init__(config, BahdanauAttention(config.hidden, 2 * config.hidden, config.hidden))
+
+    def _context(
+        self, before: Tensor, handed: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        context, weights = self.attention(before, memory.keys, memory.values, mask, observe=observe)
+        return context, weights, ()
+
+
+class CoverageDecoder(ContextDecoder):
+    """A `ContextDecoder` each of whose scores also sees what its source position has received so far, g_t.
 
     g_t is part of the beams, [B, K, S]. See, Liu and Manning (2017), equations 10 and 11.
     """
 
     def __init__(self, config: Seq2SeqConfig):
-        memory_width = 2 * config.hidden
-        super().__init__(config, memory_width)
-        self.attention = CoverageAttention(config.hidden, memory_width, config.hidden)
-        self.readout = nn.Linear(config.hidden + config.embedding + memory_width, config.hidden)
-
-    def keys(self, values: Tensor) -> Tensor:
-        """U h."""
-        return self.attention.keys(values)
+        super().__init__(config, CoverageAttention(config.hidden, 2 * config.hidden, config.hidden))
 
     def start(self, memory: Memory) -> tuple[Tensor, ...]:
         """The recurrent state, and a coverage of 0."""
@@ -162,16 +203,11 @@ class CoverageDecoder(Decoder):
         wide = torch.promote_types(memory.values.dtype, torch.float32)
         return state, memory.values.new_zeros(state.shape[0], 1, memory.values.shape[1], dtype=wide)
 
-    def step(
-        self, embedded: Tensor, beams: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
+    def _context(
+        self, before: Tensor, handed: tuple[Tensor, ...], memory: Memory, mask: Mask, observe: bool
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
-        """See `Decoder.step`."""
-        state, coverage = beams
-        before = self.rnn.output(state)
-        context, weights, coverage = self.attention(before, memory.keys, memory.values, mask, coverage)
-        output, state = self._advance(torch.cat([embedded, context], -1), state)
-        features = self.readout(torch.cat([output, embedded, context], -1)).tanh()
-        return features, weights if observe else None, (state, coverage)
+        context, weights, coverage = self.attention(before, memory.keys, memory.values, mask, *handed)
+        return context, weights if observe else None, (coverage,)
 
 
 class LuongDecoder(Decoder):
