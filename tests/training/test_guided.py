@@ -61,8 +61,9 @@ def error_rate(translator, corpus):
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_attention_learns_the_links(corpus, tmp_path, kind):
-    free = run(corpus, tmp_path / "free", kind)
-    guided = run(corpus, tmp_path / "led", kind, guided_alignment=corpus.parent / "links", guided_weight=1.0)
+    # Of six seeds all reach an AER of 0 after 8 epochs; after 6 one still has 0.26.
+    free = run(corpus, tmp_path / "free", kind, epochs=8)
+    guided = run(corpus, tmp_path / "led", kind, epochs=8, guided_alignment=corpus.parent / "links", guided_weight=1.0)
     before, after = error_rate(free, corpus), error_rate(guided, corpus)
     assert after < 0.25 < before, (before, after)
 
