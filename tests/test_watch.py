@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tests.support.allocations import Largest
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 import limelight
@@ -658,11 +659,209 @@ def test_a_router_is_no_attention():
     assert not seen.unseen
 
 
+class Tutorial(nn.Module):
+    """Additive attention of one query, as it is written by hand: no product of query and key."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.vector = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        scores = self.vector(torch.tanh(self.query(x[:, -1:]) + self.key(x))).squeeze(2).unsqueeze(1)
+        return torch.bmm(F.softmax(scores, dim=-1), x)
+
+
+class Softmax(nn.Module):
+    def forward(self, scores):
+        return torch.softmax(scores * 0.5, -1)
+
+
+class ByModules(nn.Module):
+    """The softmax is a module of its own, and dropout lies between weights and values."""
+
+    def __init__(self, product):
+        super().__init__()
+        self.softmax, self.product = Softmax(), product
+
+    def forward(self, x):
+        return self.product(F.dropout(self.softmax((x.unsqueeze(2) * x.unsqueeze(1)).sum(-1)), 0.1), x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tutorial(),
+        ByModules(torch.matmul),
+        ByModules(lambda weights, x: torch.einsum("bts, bsd -> btd", weights, x)),
+        ByModules(lambda weights, x: weights @ x),
+    ],
+)
+def test_weights_of_a_softmax_that_meet_values_are_attention(model):
+    with pytest.warns(UserWarning, match="1: it multiplies"), watch(nn.Sequential(nn.Identity(), model)) as seen:
+        model(torch.randn(2, 5, 6))
+    assert set(seen.unseen) == {"1"}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        # The mean of a table of embeddings, experts of each token, and a product that has nothing to do with it.
+        lambda shares, x: torch.matmul(shares, nn.Parameter(torch.randn(1, 5, 6))),
+        lambda shares, x: torch.einsum("bte,bted->btd", shares, torch.randn(2, 5, 5, 6)),
+        lambda shares, x: (shares.amax(-1), x.mT @ x),
+        lambda shares, x: (F.softmax(shares, 1) + 1) @ torch.randn(2, 4, 6) if shares.shape[-1] == 4 else None,
+    ],
+)
+def test_a_softmax_without_values_is_no_attention(use):
+    class Other(nn.Module):
+        def forward(self, x):
+            return use(torch.softmax((x.unsqueeze(2) * x.unsqueeze(1)).sum(-1), -1), x)
+
+    with warnings.catch_warnings(), watch(model := Other()) as seen:
+        warnings.simplefilter("error")
+        model(torch.randn(2, 5, 6))
+    assert not seen.unseen
+
+
+ATEN = torch.ops.aten
+
+
+@pytest.mark.parametrize(
+    ("call", "causal"),
+    [
+        (lambda q: ATEN.scaled_dot_product_attention(q, q, q, None, 0.0, True), True),
+        (lambda q: ATEN.scaled_dot_product_attention.default(q, q, q, scale=0.25), False),
+        (lambda q: ATEN._scaled_dot_product_flash_attention_for_cpu(q, q, q, 0.0, True)[0], True),
+        (lambda q: ATEN._scaled_dot_product_flash_attention_for_cpu.default(q, key=q, value=q)[0], False),
+        (lambda q: ATEN._scaled_dot_product_attention_math(q, q, q, is_causal=True)[0], True),
+        (lambda q: torch._scaled_dot_product_attention_math(q, q, q)[0], False),  # pyright: ignore
+        (
+            lambda q: ATEN._scaled_dot_product_flash_attention_for_cpu(
+                q, q, q, attn_mask=torch.full((7, 7), -torch.inf).triu(1)
+            )[0],
+            True,
+        ),
+    ],
+)
+def test_fused_kernels_called_by_their_own_name_are_seen(call, causal):
+    class Direct(nn.Module):
+        def forward(self, q):
+            return call(q)
+
+    model, q = Direct(), torch.randn(3, 2, 7, 16)
+    expected = model(q)
+    with watch(model, observe=ALL) as seen:
+        assert torch.equal(model(q), expected)
+    scores = q @ q.mT / 4
+    weights = (scores.masked_fill(torch.ones(7, 7).triu(1) > 0, -torch.inf) if causal else scores).softmax(-1)
+    (view,) = seen[""]
+    same(view.dense(), weights)
+    same(view.received(), weights.sum(-2))
+
+
+def test_an_attention_kernel_that_is_not_understood_is_named():
+    @torch.library.custom_op("testing::my_attention_fwd", mutates_args=())
+    def kernel(q: Tensor) -> Tensor:
+        return q.clone()
+
+    class Direct(nn.Module):
+        def forward(self, q):
+            return kernel(q)
+
+    model = nn.Sequential(Direct())
+    with pytest.warns(UserWarning, match=r"0: it calls torch\.ops\.testing\.my_attention_fwd"), watch(model):
+        model(torch.randn(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_flex_attention_is_named(compiled):
+    attention = torch.compile(flex_attention, backend="aot_eager", fullgraph=True) if compiled else flex_attention
+
+    class Flex(nn.Module):
+        def forward(self, q):
+            return attention(q, q, q)
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flex, self.after = Flex(), nn.PReLU()
+
+        def forward(self, q):
+            return self.after(self.flex(q)) * 2
+
+    model, q = Around(), torch.randn(1, 2, 5, 16)
+    expected = model(q)
+    for _ in range(2):
+        # The second time nothing is compiled any more.
+        with pytest.warns(UserWarning, match="flex: it calls flex_attention.*tile_score"), watch(model) as seen:
+            assert torch.equal(model(q), expected)
+        assert set(seen.unseen) == {"flex"}
+    with warnings.catch_warnings(), watch(model, layers="after") as seen:
+        warnings.simplefilter("error")
+        model(q)
+    assert not seen.unseen
+
+
+def test_a_function_that_was_compiled_runs_and_is_seen_as_the_operators_it_calls():
+    attention = torch.compile(
+        lambda q: F.scaled_dot_product_attention(q + 0, q, q), backend="aot_eager", fullgraph=True
+    )
+
+    class Compiled(nn.Module):
+        def forward(self, q):
+            return attention(q)
+
+    model, q = nn.Sequential(Compiled()), torch.randn(1, 2, 5, 16)
+    expected = model(q)
+    with watch(model) as seen:
+        assert torch.equal(model(q), expected)
+    same(seen["0"][0].dense(), (q @ q.mT / 4).softmax(-1))
+    hidden = torch.compile(
+        lambda q: F.scaled_dot_product_attention(q, q, q), backend=lambda graph, _: lambda *given: given, fullgraph=True
+    )
+    attention = hidden
+    with pytest.warns(UserWarning, match=r"0: its attention is inside a function compiled.*force_eager"), watch(model):
+        model(q)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules():
+    class Attends(nn.Module):
+        def forward(self, q):
+            return F.scaled_dot_product_attention(q, q, q)
+
+    class ByHand(nn.Module):
+        def forward(self, q):
+            return torch.softmax(q @ q.mT, -1) @ q
+
+    class Activation(nn.Module):
+        def forward(self, q):
+            return torch.relu(q) * 2
+
+    for attention in (Attends(), ByHand()):
+        model = nn.Sequential(nn.ReLU(), torch.jit.script(attention))
+        with pytest.raises(WatchError, match=r"model: 1 is scripted \(torch\.jit\).*other layers"):
+            watch(model)
+        with watch(model, layers="0"):
+            model(torch.randn(1, 2, 3, 4))
+    model = nn.Sequential(Torch(), torch.jit.script(Activation()))
+    with watch(model) as seen:
+        model(torch.randn(1, 5, 22))
+    assert list(seen) == ["0"]
+
+
 def test_a_compiled_model():
     with pytest.raises(WatchError, match=r"it is compiled.*model\._orig_mod"):
         watch(torch.compile(Torch(), backend="eager"))  # pyright: ignore
     with pytest.raises(ArgumentError, match=r"model must be a torch\.nn\.Module; it is builtin"):
         watch(torch.relu)  # pyright: ignore
+    model = nn.Sequential(Torch(), torch.compile(Torch(), backend="eager"))  # pyright: ignore
+    with pytest.raises(WatchError, match="model: 1 is compiled"):
+        watch(model, layers="1._orig_mod*")
+    with watch(model, layers="0") as seen:
+        model[0](torch.randn(1, 5, 22))
+    assert list(seen) == ["0"]
 
 
 def test_torchs_own_errors_stay_torchs():

@@ -13,9 +13,10 @@ from torch import nn
 from limelight.contract import require_choice
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Observation, check_observations
-from limelight.watching.catch import Watcher, caught_by
+from limelight.watching.catch import Watcher, caught_by, uncaught
 from limelight.watching.places import Place, chosen
 from limelight.watching.seen import Seen, Statistics, statistics
+from limelight.watching.unseen import scripted_attention
 
 __all__ = ["Seen", "Statistics", "watch"]
 
@@ -52,9 +53,9 @@ def watch(
 ) -> AbstractContextManager[Any]:
     """Inside the block, every attention call of the model is seen; the mapping it yields says what each showed.
 
-    Seen are the calls of `F.scaled_dot_product_attention`, of `nn.MultiheadAttention` and what is built on it (its fast
-    path in C++ is off inside the block), and of `limelight.attend` and `look`, made while a module of the model runs,
-    by the thread that entered the block. A call belongs to the innermost module running; its path is the key, and the
+    Seen are the calls of `F.scaled_dot_product_attention` and of the fused operators below it, of
+    `nn.MultiheadAttention` and what is built on it (its fast path in C++ is off inside the block), and of
+    `limelight.attend` and `look`, made while a module of the model runs, by the thread that entered the block. A call belongs to the innermost module running; its path is the key, and the
     calls of one module are in order. Blocks nest, of one model or several: each sees its own. Blocks of different
     threads do not meet.
 
@@ -64,7 +65,7 @@ def watch(
     beside it. Nothing kept has a graph. What a gradient checkpoint runs again in a backward pass is no further call.
 
     Arguments:
-        model: any module that is not compiled.
+        model: any module that is not compiled or scripted.
         layers: pattern of module paths, or several: "encoder.layer.*" names these modules and all inside them, "*"
             crossing dots. None: all.
         observe: as in `look`: "received", "entropy", "distance", `top(k)`, gathered at once.
@@ -90,8 +91,8 @@ def watch(
     wanted = check_observations(observe)
     if keep == "stats" and not wanted:
         raise ArgumentError("observe: keep='stats' keeps only what observe names, and it names nothing; keep='views'?")
-    _refuse_compiled(model)
     paths = chosen(model, layers)
+    _refuse_compiled(model, paths)
     return _watching(model, paths, wanted, keep == "stats", None if offload is None else torch.device(offload))
 
 
@@ -107,17 +108,26 @@ def _watching(
     def miss(path: str, reason: str) -> None:
         seen.unseen.setdefault(path, reason)
 
-    with Place(model, paths, seen.ran) as place, caught_by(Watcher(place.innermost, observe, record, miss)):
+    place = Place(model, paths, seen.ran, uncaught, miss)
+    with place, caught_by(Watcher(place.innermost, observe, record, miss)):
         yield seen
     if seen.unseen:
         # From the caller's `with`: past this generator and contextlib.
         warnings.warn(f"watch: attention that cannot be seen: {seen.unseen_text()}{_hint(model)}", stacklevel=3)
 
 
-def _refuse_compiled(model: nn.Module) -> None:
+def _refuse_compiled(model: nn.Module, paths: set[str]) -> None:
+    """WatchError where a module that is to be watched, or one around it, makes no calls."""
     for path, module in model.named_modules():
-        compiled = isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction))
-        if compiled or hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        if not any(one == path or one.startswith(path + "." if path else "") for one in paths):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            if scripted_attention(module):
+                raise WatchError(
+                    f"model: {path or 'it'} is scripted (torch.jit), and its attention makes no calls that could be "
+                    f"seen. Watch the model that it was scripted from, or choose other layers."
+                )
+        elif hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise WatchError(
                 f"model: {path or 'it'} is compiled, and compiled code makes no calls that could be seen. Watch the "
                 f"model it was compiled from (model._orig_mod, for torch.compile)."

