@@ -1,6 +1,7 @@
 import errno
 import os
 import struct
+import tracemalloc
 
 import pytest
 import safetensors.torch
@@ -33,6 +34,29 @@ def test_what_is_written_comes_back(path):
     for name, tensor in TENSORS.items():
         assert (tensors[name].dtype, tensors[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(tensors[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+def test_every_dtype_is_what_the_format_calls_it(tmp_path):
+    given = {
+        f"{dtype}": torch.arange(7).to(dtype)
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool)
+        + (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    }
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, given, {})
+    found = safetensors.torch.load_file(path)
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], one) and found[name].dtype is one.dtype for name, one in given.items())
+
+
+def test_tensors_are_written_from_their_own_memory(tmp_path):
+    tensors = {"a": torch.randn(1 << 20), "b": torch.randn(1 << 20)}
+    tracemalloc.start()
+    write_tensors(tmp_path / "x.safetensors", tensors, {})
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
+    assert read_tensors(tmp_path / "x.safetensors")[0].keys() == tensors.keys()
 
 
 def test_any_part_can_be_cut_off_and_is_missed(path):

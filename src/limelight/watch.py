@@ -55,9 +55,9 @@ def watch(
 
     Seen are the calls of `F.scaled_dot_product_attention` and of the fused operators below it, of
     `nn.MultiheadAttention` and what is built on it (its fast path in C++ is off inside the block), and of
-    `limelight.attend` and `look`, made while a module of the model runs, by the thread that entered the block. A call belongs to the innermost module running; its path is the key, and the
-    calls of one module are in order. Blocks nest, of one model or several: each sees its own. Blocks of different
-    threads do not meet.
+    `limelight.attend` and `look`, made while a module of the model runs, by the thread that entered the block. A call
+    belongs to the innermost module running; its path is the key, and the calls of one module are in order. Blocks nest,
+    of one model or several: each sees its own. Blocks of different threads do not meet.
 
     The model computes what it would compute: where our native kernel can run the call (CPU, no dropout, no autocast, no
     gradient checkpoint, fused kernels not ruled out by `sdpa_kernel`) it gives output and observations in one pass,
