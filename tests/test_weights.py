@@ -37,11 +37,9 @@ def test_what_is_written_comes_back(path):
 
 
 def test_every_dtype_is_what_the_format_calls_it(tmp_path):
-    given = {
-        f"{dtype}": torch.arange(7).to(dtype)
-        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool)
-        + (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    }
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    others = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    given = {f"{dtype}": torch.arange(7).to(dtype) for dtype in (*floats, *others)}
     path = tmp_path / "x.safetensors"
     write_tensors(path, given, {})
     found = safetensors.torch.load_file(path)

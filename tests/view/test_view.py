@@ -292,3 +292,48 @@ def test_other_mistakes():
         limelight.look(query, key, value, observe=("weights",))
     with pytest.raises(ArgumentError, match="not 3"):
         limelight.explain(query, key, value, observe=(3,))
+
+
+@pytest.mark.parametrize("heads", [[0, 0], slice(2, 1), [], [-1], slice(None)])
+def test_heads_are_chosen_where_there_is_one(heads):
+    score = limelight.tile_score(lambda q, k, query_index, key_index: torch.sin(q @ k.mT))
+    _, view = limelight.look(*tensors(Sizes(H=1, G=1)), score=score, backend="streaming")
+    # What `look` kept of a small matrix would answer for the score.
+    view = view.copy()
+    assert_near(view[:, heads], view.dense()[:, heads], torch.float64, 40)
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_nan_behind_the_mask_reaches_no_gradient_of_a_block(name, budget):
+    sizes = Sizes(T=5, S=5)
+    score = score_case(name, sizes)
+    # Those that are no projection: the gradient of one that met NaN is NaN in `attend` already.
+    leaves = score.leaves if name in ("additive per head", "gaussian", "tile") else ()
+    # Nobody sees key 4, and query 0 sees nothing; query 1 sees less than others.
+    mask = limelight.lengths(torch.tensor([4, 4])) & limelight.band(high=-1)
+    clean, dirty = tensors(sizes), tensors(sizes)
+    with torch.no_grad():
+        dirty[1][:, :, 4] = math.nan
+        dirty[0][:, :, 0] = math.nan if name != "dot" else math.inf
+        dirty[2][:, :, 4] = math.inf
+    found = []
+    with blocks_of(budget):
+        for query, key, value in (clean, dirty):
+            _, view = limelight.look(query, key, value, score=score.make(*score.leaves), mask=mask)
+            out = view[..., 1:4, [0, 4]].square().sum() + view.dense().sin().sum() + view.mean()[..., 2].sum()
+            found.append((out, *torch.autograd.grad(out, (query, key, *leaves))))
+    for one, other in zip(*found, strict=True):
+        assert one.abs().sum() > 0
+        assert_near(other, one, torch.float64, 400)
+
+
+def test_a_nan_that_is_allowed_shows_in_a_block_and_its_gradient():
+    query, key, value = tensors(Sizes(T=5, S=5))
+    with torch.no_grad():
+        key[:, :, 4] = math.nan
+    _, view = limelight.look(query, key, value, mask=limelight.causal())
+    block = view[..., 3:, :]
+    assert block.isnan().tolist() == [[[[False] * 5, [True] * 5]] * 3] * 2
+    (slope,) = torch.autograd.grad(block.sum(), query)
+    assert slope[..., 4, :].isnan().all()

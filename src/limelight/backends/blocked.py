@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limelight.backends.distances import add_distance_gradient
 from limelight.backends.dropout import kept_over_rate
-from limelight.backends.numerics import Strays, all_finite, excess, weighted_sum, without_nonfinite
+from limelight.backends.numerics import Strays, all_finite, excess, nonfinite, weighted_sum, without_nonfinite
 from limelight.backends.protocol import Call, groups_of
 from limelight.backends.sinks import row_products, sink_gradient, sink_slopes
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile
@@ -198,7 +198,7 @@ class Backward:
 
         A pair that is allowed and meets such a row or key gets the slope NaN: it shows there, and only there.
         """
-        bad = torch.isnan if self.call.score.saturates() else _nonfinite
+        bad = torch.isnan if self.call.score.saturates() else nonfinite
         bad_query, bad_key = bad(tile.query).any(-1, keepdim=True), bad(tile.key).any(-1, keepdim=True)
         slope = slope.masked_fill(allowed & (bad_query | bad_key.mT), torch.nan).masked_fill(~allowed, 0.0)
         query, key = tile.query.masked_fill(bad_query, 0.0), tile.key.masked_fill(bad_key, 0.0)
@@ -217,7 +217,3 @@ class Backward:
         )
         part = self.bias[place]
         part += slope.sum_to_size(part.shape)
-
-
-def _nonfinite(tensor: Tensor) -> Tensor:
-    return ~tensor.isfinite()

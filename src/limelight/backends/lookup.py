@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limelight.backends.numerics import all_finite, excess, no_autocast, weighted_sum
+from limelight.backends.numerics import all_finite, excess, no_autocast, nonfinite, weighted_sum
 from limelight.backends.protocol import Call
-from limelight.backends.tiles import key_piece, query_piece, score_tile, take
+from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile, take
 from limelight.backends.tiling import block_sizes, pieces
 from limelight.masks import Block
-from limelight.masks.block import Selector, pick
+from limelight.masks.block import Selector
 
 
 class Weights(NamedTuple):
@@ -36,7 +36,9 @@ def _weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
     wide = block._replace(head=slice(0, block.heads)) if chosen is None else block
     query, key = query_piece(call.query, wide, dtype), key_piece(call.key, wide, dtype)
     ask = call.mask is not None and not call.mask.allows_all(wide)
-    scores = score_tile(call, query, key, parameters if chosen is None else chosen, wide, ask).scores
+    tracked = torch.is_grad_enabled() and threshold.requires_grad
+    make = _spared if tracked and call.may_forbid() and not all_finite(query, key) else score_tile
+    scores = make(call, query, key, parameters if chosen is None else chosen, wide, ask).scores
     rows = query_piece(threshold.unsqueeze(-1), wide, threshold.dtype)
     # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose threshold is NaN. Filled before the
     # exp, so that the gradient to the threshold is 0 there as well.
@@ -44,8 +46,22 @@ def _weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
     return (
         Weights(scores, weights)
         if chosen is not None
-        else Weights(*(pick(one, 1, block.head) for one in (scores, weights)))
+        else Weights(*(take(one, 1, block.head) for one in (scores, weights)))
     )
+
+
+def _spared(call: Call, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block, ask: bool) -> Tile:
+    """The same tile, made of rows and keys whose NaN and inf are 0, so that a forbidden pair leaves none in a gradient.
+
+    Pairs that are allowed and meet such a row or key have the score that they have, and pass gradients on.
+    """
+    bad = torch.isnan if call.score.saturates() else nonfinite
+    bad_query, bad_key = bad(query).any(-1, keepdim=True), bad(key).any(-1, keepdim=True)
+    with torch.no_grad():
+        plain = score_tile(call, query, key, parameters, block, ask).scores
+    tile = score_tile(call, query.masked_fill(bad_query, 0.0), key.masked_fill(bad_key, 0.0), parameters, block, ask)
+    met = (bad_query | bad_key.mT) & (tile.scores != -torch.inf)
+    return tile._replace(scores=torch.where(met, tile.scores + (plain - tile.scores).detach(), tile.scores))
 
 
 def gathered(call: Call, threshold: Tensor, block: Block, counts: tuple[int, int, int, int]) -> Tensor:

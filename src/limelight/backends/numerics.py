@@ -42,6 +42,11 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
+def nonfinite(tensor: Tensor) -> Tensor:
+    """Where it is NaN or inf."""
+    return ~tensor.isfinite()
+
+
 def without_nonfinite(tensor: Tensor) -> Tensor:
     """The tensor with NaN and inf replaced by 0."""
     return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
