@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.support.models import TARGETS, make, source_batch
+from tests.support.models import NAMES, TARGETS, make, source_batch
 
 from limelight import onnx as exporting
 from limelight.errors import ArgumentError, ExportError, OutputError
@@ -23,8 +23,7 @@ def run(path, *tensors):
 
 
 ALWAYS = ("bahdanau-lstm-2", "dot", "concat-lstm-fed-2", "none-2", "transformer-pre")
-MORE = ("general-2", "general-fed-2", "dot-lstm-fed", "location", "location-fed", "local-m", "local-m-fed-lstm")
-MORE += ("local-p", "local-p-fed", "coverage-2", "transformer-post", "transformer-one-head")
+MORE = tuple(name for name in NAMES if name not in ALWAYS)
 ALL = bool(os.environ.get("LIMELIGHT_ALL_ONNX"))
 SLOW = pytest.mark.skipif(not ALL, reason="takes minutes: set LIMELIGHT_ALL_ONNX=1")
 

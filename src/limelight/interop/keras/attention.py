@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from limelight.interop.keras import pairwise, told
+from limelight.interop.keras import pairwise, shapes, told
 from limelight.interop.keras.operations import ops
-from limelight.interop.keras.scores import VIEW, refuse_overridden, refuse_symbolic, wanted
+from limelight.interop.keras.scores import VIEW, refuse_odd, refuse_overridden, refuse_symbolic, wanted
 
 _OWN = ("_calculate_scores", "_apply_scores", "_calculate_score_mask")
 """What a subclass may have changed about Keras' computation."""
@@ -35,16 +35,20 @@ class _Ours:
         self._validate_inputs(inputs=inputs, mask=mask)
         query, value = inputs[:2]
         key = inputs[2] if len(inputs) > 2 else value
+        query_mask, value_mask = mask[:2] if mask else (None, None)
         home = next(one for one in type(self).__mro__ if one in (Attention, AdditiveAttention))
         changed = any(getattr(type(self), name) is not getattr(home, name) for name in _OWN)
-        odd = _broadcasts(query, value, mask)
-        if changed or odd:
+        odd = _odd(query, key, value, query_mask, value_mask, use_causal_mask)
+        if changed:
             refuse_overridden(return_attention_view, type(self).__name__)
+        if odd:
+            refuse_odd(return_attention_view, odd)
         if changed or odd or (want and want != VIEW):
-            return self._theirs.call(self, inputs, mask, training, bool(want), use_causal_mask)
-        query_mask, value_mask = mask[:2] if mask else (None, None)
+            with shapes.left_to_keras(odd):
+                return self._theirs.call(self, inputs, mask, training, bool(want), use_causal_mask)
         allowed = told.described(None, query_mask, value_mask, use_causal_mask=use_causal_mask)
         seed = self.seed_generator.next() if training and self.dropout > 0 else None
+        query, key, value = _aligned(query, key, value)
         prepared, key, vector = self._prepared(query, key)
         flat = tuple(told.one_head(one) for one in (prepared, key, value))
         output, view = told.attention(1.0, self.dropout, flat, allowed, seed, want, vector)
@@ -59,7 +63,12 @@ class _Ours:
     def _calculate_scores(self: Any, query: Any, key: Any) -> Any:
         """Dense scores; of additive ones without Keras' tensor of B x Tq x Tv x width."""
         prepared, keys, vector = self._prepared(query, key)
-        if vector is None or len(query.shape) != 3:
+        if (
+            vector is None
+            or len(query.shape) != 3
+            or shapes.odd_inputs(query, key, key)
+            or query.shape[0] != key.shape[0]
+        ):
             return self._theirs._calculate_scores(self, query, key)
         return pairwise.scores(prepared, keys, vector)
 
@@ -68,14 +77,24 @@ class _Ours:
         raise NotImplementedError
 
 
-def _broadcasts(query: Any, value: Any, mask: Any) -> bool:
-    """Whether leading axes differ, or there are masks for more than three axes, which mean what they broadcast to."""
-    masked = mask is not None and any(one is not None for one in mask)
-    lead, other = query.shape[:-2], value.shape[:-2]
-    differ = len(lead) != len(other) or any(
-        None not in (one, two) and one != two for one, two in zip(lead, other, strict=True)
+def _odd(query: Any, key: Any, value: Any, query_mask: Any, value_mask: Any, causal: bool) -> str | None:
+    """What is odd about a call; None if it is for us."""
+    odd = shapes.odd_inputs(query, key, value)
+    if odd is not None or (query_mask is None and value_mask is None and not causal):
+        return odd
+    if len(query.shape) != 3 and not (len(query.shape) > 3 and query_mask is None and value_mask is None):
+        return f"masks are for inputs of three axes; the shape of query is {list(query.shape)}."
+    return shapes.odd_vector("the mask of query", query_mask, query.shape[1], query, value) or shapes.odd_vector(
+        "the mask of value", value_mask, value.shape[1], query, value
     )
-    return differ or (masked and len(query.shape) != 3)
+
+
+def _aligned(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """The three with the axes that they broadcast to."""
+    lead = shapes.joined(*(one.shape[:-2] for one in (query, key, value)))
+    if lead is None or None in lead:
+        return query, key, value
+    return tuple(shapes.widened(one, lead, 2) for one in (query, key, value))
 
 
 @keras.saving.register_keras_serializable(package="limelight")

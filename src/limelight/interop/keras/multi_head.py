@@ -6,13 +6,26 @@ from typing import Any
 
 import keras
 
-from limelight.interop.keras import told
+from limelight.interop.keras import shapes, told
 from limelight.interop.keras.operations import ops
-from limelight.interop.keras.scores import VIEW, refuse_overridden, refuse_symbolic, wanted
+from limelight.interop.keras.problem import Allowed
+from limelight.interop.keras.scores import VIEW, refuse_odd, refuse_overridden, refuse_symbolic, wanted
+
+
+class _WithoutFlash:
+    """Keras refuses dropout and scores where it is to use flash attention, which means nothing here: it never is."""
+
+    @property
+    def _flash_attention(self) -> bool:
+        return False
+
+    @_flash_attention.setter
+    def _flash_attention(self, value: Any) -> None:
+        """Whatever the constructor was told."""
 
 
 @keras.saving.register_keras_serializable(package="limelight")
-class MultiHeadAttention(keras.layers.MultiHeadAttention):
+class MultiHeadAttention(_WithoutFlash, keras.layers.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` in linear memory, and with `return_attention_view=True` visible.
 
     softmax(q k / sqrt(key_dim), over the keys that the masks allow) v, for each head (Vaswani et al. 2017, arXiv
@@ -34,20 +47,6 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
 
     Example: `output, view = MultiHeadAttention(8, 64)(x, x, use_causal_mask=True, return_attention_view=True)`.
     """
-
-    def __init__(
-        self,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int | None = None,
-        dropout: float = 0.0,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        # Keras refuses dropout together with flash attention.
-        super().__init__(num_heads, key_dim, value_dim, 0.0, *args, **kwargs)
-        self._dropout = dropout
-        self._flash_attention = False
 
     def call(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -99,10 +98,13 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         shape = (query.shape[0], self._num_heads, query.shape[1], value.shape[1])
         return output, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def _compute_attention_mask(self, query: Any, value: Any, **masks: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _compute_attention_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, query: Any, value: Any, **masks: Any
+    ) -> Any:
         if type(self)._compute_attention is not MultiHeadAttention._compute_attention or len(query.shape) != 3:
             return super()._compute_attention_mask(query, value, **masks)
-        return told.described(self._sliding_window, **masks)
+        odd = told.odd_masks(query, value, **masks)
+        return told.described(self._sliding_window, **masks) if odd is None else Allowed(odd=odd, masks=masks)
 
     def _compute_attention(
         self,
@@ -115,12 +117,17 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         use_causal_mask: bool = False,
     ) -> Any:
         """As in Keras' layer; `attention_mask` may be a description instead of a tensor."""
-        want, flat = return_attention_scores, len(query.shape) == 4
+        want, axes, given = return_attention_scores, tuple(self._attention_axes or ()), query
+        flat = len(query.shape) == 4
         allowed = told.as_allowed(attention_mask, use_causal_mask)
-        if want != VIEW and (want or (allowed.anything and not flat)):
-            mask = told.multiplied_out(super()._compute_attention_mask, query, value, attention_mask)
-            return super()._compute_attention(query, key, value, mask, training, True, use_causal_mask)
-        axes, given = tuple(self._attention_axes or ()), query
+        odd = allowed.odd or told.odd_heads(query, key, value, allowed.pairs, axes)
+        if odd:
+            refuse_odd(want == VIEW, odd)
+        if odd or (want != VIEW and (want or (allowed.anything and not flat))):
+            never = odd is not None and shapes.unequal(key, value)
+            with shapes.left_to_keras(odd, never=never):
+                mask = told.multiplied_out(super()._compute_attention_mask, query, value, attention_mask)
+                return super()._compute_attention(query, key, value, mask, training, want, use_causal_mask)
         inputs = (query, key, value) if flat else tuple(told.folded(one, axes) for one in (query, key, value))
         seed = self._dropout_layer.seed_generator.next() if training and self._dropout > 0 else None
         output, view = told.attention(self._inverse_sqrt_key_dim, self._dropout, inputs, allowed, seed, want)
@@ -128,7 +135,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
 
 
 @keras.saving.register_keras_serializable(package="limelight")
-class GroupedQueryAttention(keras.layers.GroupQueryAttention):
+class GroupedQueryAttention(_WithoutFlash, keras.layers.GroupQueryAttention):
     """`keras.layers.GroupQueryAttention` in linear memory, and with `return_attention_view=True` visible.
 
     Query head u meets key head u // (num_query_heads / num_key_value_heads) (Ainslie et al. 2023, arXiv 2305.13245);
@@ -138,19 +145,6 @@ class GroupedQueryAttention(keras.layers.GroupQueryAttention):
 
     Example: `GroupQueryAttention(64, 8, 2)(x, x, use_causal_mask=True)`.
     """
-
-    def __init__(
-        self,
-        head_dim: int,
-        num_query_heads: int,
-        num_key_value_heads: int,
-        dropout: float = 0.0,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(head_dim, num_query_heads, num_key_value_heads, 0.0, *args, **kwargs)
-        self.dropout = dropout
-        self._flash_attention = False
 
     def call(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -171,17 +165,22 @@ class GroupedQueryAttention(keras.layers.GroupQueryAttention):
         theirs = keras.layers.GroupQueryAttention
         masks = {"query_mask": query_mask, "value_mask": value_mask, "key_mask": key_mask}
         masks |= {"attention_mask": attention_mask, "use_causal_mask": use_causal_mask}
-        scores = {"return_attention_scores": want, "training": training}
         if type(self)._compute_attention is not theirs._compute_attention:
             refuse_overridden(return_attention_view, type(self).__name__)
-            return super().call(query, value, key, **masks, **scores)
-        allowed = told.described(self.sliding_window, **masks)
+            return super().call(query, value, key, **masks, training=training, return_attention_scores=want)
         key = value if key is None else key
+        odd = told.odd_grouped(query, key, value, self.num_query_heads, masks)
+        if odd:
+            refuse_odd(return_attention_view, odd)
+            never = shapes.unequal(key, value)
+            with shapes.left_to_keras(odd, never=never):
+                return super().call(query, value, key, **masks, training=training, return_attention_scores=want)
+        allowed = told.described(self.sliding_window, **masks)
         gate = self._gate_dense(query) if self.use_gate else None
         projected = self._query_dense(query), self._key_dense(key), self._value_dense(value)
-        output, scores = self._attention(*projected, allowed, training, want)
+        output, seen = self._attention(*projected, allowed, training, want)
         output = self._output_dense(output if gate is None else ops.multiply(output, gate))
-        return (output, scores) if want else output
+        return (output, seen) if want else output
 
     def compute_output_spec(self, *args: Any, return_attention_view: bool = False, **kwargs: Any) -> Any:
         """What the result looks like."""

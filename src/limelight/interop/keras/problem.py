@@ -40,13 +40,18 @@ DIFFERENTIABLE = 4
 
 @dataclass(frozen=True)
 class Allowed:
-    """Who may attend to whom, as a layer was told: in place of the (B, T, S) mask that Keras would multiply out."""
+    """Who may attend to whom, as a layer was told: in place of the (B, T, S) mask that Keras would multiply out.
+
+    odd: what is odd about the masks of a call, which are `masks` then, left to Keras.
+    """
 
     query_mask: Any = None
     key_mask: Any = None
     pairs: Any = None
     causal: bool = False
     window: int | None = None
+    odd: str | None = None
+    masks: dict[str, Any] | None = None
 
     @property
     def anything(self) -> bool:

@@ -36,3 +36,9 @@ def refuse_overridden(view: bool, name: str) -> None:
             f"return_attention_view=True: {name} computes its attention itself, and no view comes of that. "
             f"Use return_attention_scores=True."
         )
+
+
+def refuse_odd(view: bool, odd: str) -> None:
+    """Errors: ArgumentError for a view of a call that is left to Keras."""
+    if view:
+        raise ArgumentError(f"return_attention_view=True: {odd}")

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from limelight.errors import ArgumentError
-from limelight.interop.keras import compute
+from limelight.interop.keras import compute, shapes
 from limelight.interop.keras.operations import ops
 from limelight.interop.keras.problem import Allowed, Settings, Tensors
 from limelight.interop.keras.scores import VIEW
@@ -30,6 +29,45 @@ def described(
     return Allowed(query, value if key is None else key, pairs, bool(use_causal_mask), window)
 
 
+def odd_masks(query: Any, value: Any, **masks: Any) -> str | None:
+    """What is odd about the masks of a call on query [B, T, .] and value [B, S, .]; None if `described` takes them."""
+    found = shapes.odd_vector("query_mask", masks["query_mask"], query.shape[1], query, value)
+    for name in ("value_mask", "key_mask"):
+        found = found or shapes.odd_vector(name, masks[name], value.shape[1], query, value)
+    return found or shapes.odd_pairs(masks["attention_mask"], (None, None, query.shape[1], value.shape[1]))
+
+
+def odd_heads(query: Any, key: Any, value: Any, pairs: Any, axes: tuple[int, ...]) -> str | None:
+    """What is odd about projected inputs [B, ..., H, D] and a mask of them; axes: those of attention."""
+    ranks = [len(one.shape) for one in (query, key, value)]
+    if min(ranks) < 4 or len(set(ranks)) > 1:
+        return (
+            f"query, key and value must have the same number of axes, at least 3; they have {[n - 1 for n in ranks]}."
+        )
+    if ranks[0] == 4:
+        full = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+        odd = shapes.odd_positions(query.shape[:2], key.shape[:2], value.shape[:2])
+        return odd or shapes.odd_pairs(pairs, full)
+    for axis in range(ranks[0] - 2):
+        sizes = {one.shape[axis] for one in ((key, value) if axis in axes else (query, key, value))} - {None}
+        if len(sizes) > 1:
+            return (
+                f"query, key and value must agree in axis {axis}, attention being over {axes}; it is {sorted(sizes)}."
+            )
+    return None
+
+
+def odd_grouped(query: Any, key: Any, value: Any, heads: int, masks: dict[str, Any]) -> str | None:
+    """What is odd about inputs [B, positions, width] of so many query heads, and their masks."""
+    if any(len(one.shape) != 3 for one in (query, key, value)):
+        return (
+            f"query, key and value must have three axes; they have {[len(one.shape) for one in (query, key, value)]}."
+        )
+    full = (query.shape[0], heads, query.shape[1], key.shape[1])
+    odd = shapes.odd_positions(query.shape[:2], key.shape[:2], value.shape[:2])
+    return odd or odd_masks(query, value, **masks) or shapes.odd_pairs(masks["attention_mask"], full)
+
+
 def as_allowed(attention_mask: Any, use_causal_mask: bool) -> Allowed:
     """The same of what `_compute_attention` was given: a description of ours, a mask, or none."""
     if isinstance(attention_mask, Allowed):
@@ -41,6 +79,8 @@ def multiplied_out(mask_of: Callable[..., Any], query: Any, value: Any, given: A
     """What Keras' own computation takes in place of a description: the mask that its `mask_of` makes."""
     if not isinstance(given, Allowed):
         return given
+    if given.masks is not None:
+        return mask_of(query, value, **given.masks)
     return mask_of(
         query,
         value,
@@ -56,26 +96,26 @@ def attention(
 ) -> tuple[Any, Any]:
     """(output [B, T, H, E], view or None) of query, key and value in Keras' layout; dropout where there is a seed.
 
-    Errors: ArgumentError (a ValueError) if key and value differ in length, before a graph or a callback hides it.
+    The three and their masks may have a batch of 1 where others have B.
     """
-    keys, values = inputs[1].shape[1], inputs[2].shape[1]
-    if None not in (keys, values) and keys != values:
-        raise ArgumentError(
-            f"key and value must have the same number of positions S; key has {keys} and value has {values}. "
-            f"Pass one value for each key."
-        )
     settings = Settings(scale, allowed.causal, allowed.window, 0.0 if seed is None else dropout)
     pairs = allowed.pairs
     while pairs is not None and len(pairs.shape) < 4:
-        pairs = ops.expand_dims(pairs, -3 if len(pairs.shape) > 1 else 0)
-    query, key, value = inputs
-    tensors = Tensors(query, key, value, vector, allowed.query_mask, allowed.key_mask, pairs, seed)
+        pairs = ops.expand_dims(pairs, -3)
+    batch = next((ops.shape(one)[0] for one in inputs if one.shape[0] != 1), 1)
+    query, key, value = (shapes.widened(one, (batch,), 3) for one in inputs)
+    query_mask, key_mask = (
+        None if mask is None else shapes.widened(mask, (batch, ops.shape(one)[1]))
+        for mask, one in ((allowed.query_mask, query), (allowed.key_mask, key))
+    )
+    tensors = Tensors(query, key, value, vector, query_mask, key_mask, pairs, seed)
     return compute.look(settings, tensors) if want == VIEW else (compute.attention(settings, tensors), None)
 
 
 def one_head(tensor: Any) -> Any:
     """[..., positions, width] as one head: [B, positions, 1, width]."""
-    return ops.reshape(tensor, (-1, ops.shape(tensor)[-2], 1, tensor.shape[-1]))
+    *lead, positions, width = ops.shape(tensor)
+    return ops.reshape(tensor, (math.prod(lead), positions, 1, width))
 
 
 def folded(tensor: Any, axes: tuple[int, ...]) -> Any:
