@@ -20,6 +20,7 @@ from limelight import attend, causal, top, watch
 from limelight.backends import extension
 from limelight.errors import ArgumentError, WatchError
 from limelight.layers import BahdanauAttention, GroupedQueryAttention
+from limelight.watching import places
 
 ALL = ("received", "entropy", top(3))
 native = pytest.mark.skipif(extension.refusal() is not None, reason="the native extension is not there")
@@ -589,9 +590,11 @@ def test_a_model_without_attention():
     with watch(model) as seen:
         model(torch.randn(2, 3))
     assert len(seen) == 0
-    with pytest.raises(WatchError, match=r"1 module ran, and none of them called F\.scaled_dot_product_attention"):
+    with pytest.raises(
+        WatchError, match=r"what was watched ran, and nothing in it called F\.scaled_dot_product_attention"
+    ):
         seen["0"]
-    with pytest.raises(WatchError, match="1 module ran"):
+    with pytest.raises(WatchError, match="what was watched ran"):
         seen.items().__iter__().__next__()
 
 
@@ -601,21 +604,25 @@ def test_a_path_that_did_not_attend():
         model(torch.randn(1, 5, 22))
     with pytest.raises(WatchError, match=r"'2' was not seen to attend; near it: '0'"):
         seen["2"]
-    with pytest.raises(WatchError, match=r"'1' ran, and made no attention call; near it: '0'; 1 modules in all"):
+    with pytest.raises(WatchError, match=r"'1' was not seen to attend; near it: '0'; 1 modules in all"):
         seen["1"]
     assert seen.get("3") is None
     assert "1" not in seen
 
 
-def test_plain_layers_are_hooked_only_where_they_alone_were_chosen():
+@pytest.mark.parametrize("compiled", [True, False])
+def test_modules_are_hooked_only_where_it_takes_that(monkeypatch, compiled):
+    monkeypatch.setattr(places, "_compiled_before", lambda: compiled)
     model = nn.Sequential(Torch(), nn.Linear(22, 3))
     with watch(model):
+        assert bool(model._forward_hooks)
+        assert bool(model[0]._forward_hooks) is compiled
         assert not model[1]._forward_hooks
-        assert model[0]._forward_hooks
     with watch(model, layers="1") as seen:
         model(torch.randn(1, 5, 22))
     assert seen.ran == {"1"}
-    with pytest.raises(WatchError, match="No attention call was seen: 1 module ran"):
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(WatchError, match="No attention call was seen: what was watched ran"):
         list(seen)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from limelight.contract import require_choice
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Observation, check_observations
-from limelight.watching.catch import Watcher, caught_by, uncaught
+from limelight.watching.catch import Watcher, caught_by, tell_uncaught
 from limelight.watching.places import Place, chosen
 from limelight.watching.seen import Seen, Statistics, statistics
 from limelight.watching.unseen import scripted_attention
@@ -91,35 +92,40 @@ def watch(
     wanted = check_observations(observe)
     if keep == "stats" and not wanted:
         raise ArgumentError("observe: keep='stats' keeps only what observe names, and it names nothing; keep='views'?")
-    paths = chosen(model, layers)
-    _refuse_compiled(model, paths)
-    return _watching(model, paths, wanted, keep == "stats", None if offload is None else torch.device(offload))
+    modules = dict(model.named_modules())
+    paths = chosen(model, modules, layers)
+    _refuse_compiled(modules, paths)
+    device = None if offload is None else torch.device(offload)
+    return _watching(Seen(_hint(model)), modules, paths, wanted, keep == "stats", device)
 
 
 @contextmanager
 def _watching(
-    model: nn.Module, paths: set[str], observe: tuple[Observation, ...], stats: bool, device: torch.device | None
+    seen: Seen[Any],
+    modules: Mapping[str, nn.Module],
+    paths: set[str],
+    observe: tuple[Observation, ...],
+    stats: bool,
+    device: torch.device | None,
 ) -> Iterator[Seen[Any]]:
-    seen: Seen[Any] = Seen(_hint(model))
-
     def record(path: str, view: AttentionView) -> None:
         seen.add(path, statistics(view, observe, device) if stats else view.copy(device))
 
     def miss(path: str, reason: str) -> None:
         seen.unseen.setdefault(path, reason)
 
-    place = Place(model, paths, seen.ran, uncaught, miss)
-    with place, caught_by(Watcher(place.innermost, observe, record, miss)):
+    place = Place(modules, paths, seen.ran, partial(tell_uncaught, entered=True), tell_uncaught)
+    with place, caught_by(Watcher(place.innermost, place.around, observe, record, miss)):
         yield seen
     if seen.unseen:
         # From the caller's `with`: past this generator and contextlib.
-        warnings.warn(f"watch: attention that cannot be seen: {seen.unseen_text()}{_hint(model)}", stacklevel=3)
+        warnings.warn(f"watch: attention that cannot be seen: {seen.unseen_text()}{seen.hint}", stacklevel=3)
 
 
-def _refuse_compiled(model: nn.Module, paths: set[str]) -> None:
+def _refuse_compiled(modules: Mapping[str, nn.Module], paths: set[str]) -> None:
     """WatchError where a module that is to be watched, or one around it, makes no calls."""
-    for path, module in model.named_modules():
-        if not any(one == path or one.startswith(path + "." if path else "") for one in paths):
+    for path, module in modules.items():
+        if path not in paths and not any(one.startswith(path + "." if path else "") for one in paths):
             continue
         if isinstance(module, torch.jit.ScriptModule):
             if scripted_attention(module):

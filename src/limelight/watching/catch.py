@@ -53,15 +53,21 @@ _MULTI_HEAD_BODY = _unguarded(_MULTI_HEAD)
 _MULTI_HEAD_ARGUMENTS = inspect.signature(_MULTI_HEAD)
 
 
+_COUNTED = (unseen.FLEX, unseen.COMPILED)
+"""Why the calls that are counted, `Catcher.flexed` and `Catcher.compiled`, cannot be seen."""
+
 Wanting = list[tuple["Watcher", Running]]
 """Who wants to see a call, and which module makes it there."""
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """One `watch` block: which running module it wants to see now, what it observes, and where it puts what it sees."""
+    """One `watch` block: which running module it wants to see now, and which lie around it, from the innermost on; what
+    it observes, and where it puts what it sees.
+    """
 
     running: Callable[[], Running | None]
+    around: Callable[[], list[Running]]
     observe: tuple[Observation, ...]
     record: Callable[[str, AttentionView], None]
     miss: Callable[[str, str], None]
@@ -76,6 +82,7 @@ class Catcher(TorchFunctionMode, Listener):
         # Numbers, so that a compiler that traces this method has the compiled code count as well.
         self.flexed = 0
         self.compiled = 0
+        self._told = (0, 0)
         self._busy = False
         self._heads: tuple[int, ...] | None = None
 
@@ -84,6 +91,9 @@ class Catcher(TorchFunctionMode, Listener):
         if func is _FLEX:
             self.flexed += 1
             return func(*args, **kwargs)
+        if not torch.compiler.is_dynamo_compiling() and self._told != (self.flexed, self.compiled):
+            # The module that called what was compiled still runs, or the one around it does.
+            self.tell_uncaught()
         if func not in _CAUGHT or self._busy:
             if not self._busy and isinstance(func, unseen.OPERATORS):
                 self._operator(func)
@@ -146,12 +156,14 @@ class Catcher(TorchFunctionMode, Listener):
         plain = all(_plain(one) for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
         with self._silence():
             if plain and not _wants_torch(query.device):
-                wanted = meaning(*args, **kwargs)
-                found = None if wanted.dropout else _natively(wanted, observe)
-                if found is not None:
-                    output, view = found
-                    _record(wanting, view)
-                    return output if query.ndim > 2 else output.squeeze(0)
+                # Nothing of what follows need pass through the mode, where each call costs as much as a small product.
+                with torch._C.DisableTorchFunction():
+                    wanted = meaning(*args, **kwargs)
+                    found = None if wanted.dropout else _natively(wanted, observe)
+                    if found is not None:
+                        output, view = found
+                        _record(wanting, view)
+                        return output if query.ndim > 2 else output.squeeze(0)
             output = _SDPA(*args, **kwargs)
             if not plain:
                 _miss(wanting, unseen.NO_NUMBERS)
@@ -222,9 +234,27 @@ class Catcher(TorchFunctionMode, Listener):
     def _by_hand(self, step: Callable[..., bool], args: Any, kwargs: Any, result: Any) -> None:
         """One step of what may be attention by hand."""
         for watcher in self.watchers:
-            running = watcher.running()
-            if running is not None and not running.attended and step(running.steps, args, kwargs, result):
-                watcher.miss(running.path, unseen.BY_HAND)
+            around = watcher.around()
+            if not around or around[0].attended:
+                continue
+            if step(around[0].steps, args, kwargs, result):
+                watcher.miss(around[0].path, unseen.BY_HAND)
+            for outer in around[1:]:
+                # A module may make weights for the one around it, such as a softmax with a scale.
+                outer.steps.shares |= around[0].steps.shares
+
+    def tell_uncaught(self, *, entered: bool = False) -> None:
+        """Whatever was counted since the last time, the innermost module did, or if it begins now that around it."""
+        before, self._told = self._told, self._counts()
+        reasons = [reason for reason, old, new in zip(_COUNTED, before, self._told, strict=True) if new > old]
+        for watcher in self.watchers if reasons else ():
+            around = watcher.around()[int(entered) :]
+            # Compiled code may call the operators of torch, and these are caught.
+            if around and not around[0].attended:
+                watcher.miss(around[0].path, reasons[0])
+
+    def _counts(self) -> tuple[int, int]:
+        return self.flexed, self.compiled
 
     def _wanting(self) -> Wanting:
         """Who wants to see a call made now: nobody what a gradient checkpoint runs again in a backward pass."""
@@ -275,10 +305,10 @@ def caught_by(watcher: Watcher) -> Iterator[None]:
         _THREAD.catcher = None
 
 
-def uncaught() -> dict[str, int]:
-    """How many calls of this thread were noticed and not caught, by the reason."""
-    catcher = _THREAD.catcher
-    return {} if catcher is None else {unseen.FLEX: catcher.flexed, unseen.COMPILED: catcher.compiled}
+def tell_uncaught(*, entered: bool = False) -> None:
+    """`Catcher.tell_uncaught` of this thread."""
+    if _THREAD.catcher is not None:
+        _THREAD.catcher.tell_uncaught(entered=entered)
 
 
 def _plain(tensor: Tensor) -> bool:

@@ -1,13 +1,15 @@
-"""Where in a model a call is made: module paths, patterns over them, and hooks that tell which module runs."""
+"""Where in a model a call is made: module paths, patterns over them, and which module runs."""
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import partial
+from types import FrameType
 
 import torch
 from torch import nn
@@ -16,21 +18,21 @@ from torch.utils.hooks import RemovableHandle
 from limelight.errors import ArgumentError, WatchError
 from limelight.watching.unseen import Steps
 
-# Layers that hold no other and attend to nothing: most modules of a model, so that not hooking them is worth it.
-_PLAIN = frozenset(
-    {nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.Dropout, nn.Identity, nn.Conv1d, nn.Conv2d}
-    | {nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softmax}
-)
+# Every call of a module passes through here; a hook on each would cost more than a small attention.
+_CALL = nn.Module._call_impl.__code__
+
+# Torch's layers that hold no other and attend to nothing: what such a one calls, the module around it does.
+_PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.Identity, nn.Softmax})
 
 
-def chosen(model: nn.Module, layers: str | Sequence[str] | None) -> set[str]:
+def chosen(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Sequence[str] | None) -> set[str]:
     """The paths of the modules that a pattern, or one of several, names: the module itself or one it lies in.
 
     `*`, `?` and `[...]` as in file names; `*` also crosses dots. None: all.
 
     Errors: WatchError, with near misses, for a pattern that names no module.
     """
-    paths = [path for path, _ in model.named_modules()]
+    paths = list(modules)
     if layers is None:
         return set(paths)
     patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
@@ -57,43 +59,65 @@ def _around(path: str) -> list[str]:
 
 @dataclass(slots=True)
 class Running:
-    """A module that is running: its path, whether it was chosen, whether a call of it was caught, and other steps."""
+    """A module that was found running: its path, whether a call of it was caught, and what else it did."""
 
     path: str
-    chosen: bool
     attended: bool = False
     steps: Steps = field(default_factory=Steps)
 
 
 class Place:
-    """The stack of running modules of one model in the thread that made this object.
+    """Which modules of one model run, in the thread that asks.
 
-    `uncaught` counts calls that cannot be seen, by the reason; `miss` hears which module made them.
+    Python's own stack says it, when it is asked, so that nothing is done while no call is made. Hooked are the
+    outermost modules chosen, so that it is known which of them were run, and all where code was compiled in this
+    process: what that calls is known only when it has ended.
+
+    Args:
+        modules: those of the model, by path.
+        wanted: the paths of those chosen.
+        ran: where the paths of the outermost that were run are put.
+        entered: called when a hooked module begins, and `left` when it ends.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: Mapping[str, nn.Module],
         wanted: set[str],
         ran: set[str],
-        uncaught: Callable[[], dict[str, int]],
-        miss: Callable[[str, str], None],
+        entered: Callable[[], None],
+        left: Callable[[], None],
     ) -> None:
-        self._model, self._wanted, self._ran = model, wanted, ran
-        self._uncaught, self._miss, self._counted = uncaught, miss, uncaught()
-        self._thread = threading.get_ident()
-        self._stack: list[Running] = []
+        self._paths = {id(module): path for path, module in modules.items() if type(module) not in _PLAIN}
+        self._modules, self._wanted, self._ran = modules, wanted, ran
+        self._entered, self._left = entered, left
+        self._found: dict[str, Running] = {}
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Place:
-        for path, module in self._model.named_modules():
-            # A plain layer that was chosen without what it lies in is hooked, to be known to have run.
-            alone = not path or (path in self._wanted and path.rpartition(".")[0] not in self._wanted)
-            # Scripted modules take no hooks; `watch` refuses those that attend.
-            if (type(module) in _PLAIN and not alone) or isinstance(module, torch.jit.ScriptModule):
-                continue
-            self._hooks.append(module.register_forward_pre_hook(self._entering(path, path in self._wanted)))
-            self._hooks.append(module.register_forward_hook(self._leaving(path), always_call=True))
+        thread = threading.get_ident()
+
+        def begins(path: str, module: nn.Module, inputs: object) -> None:
+            if threading.get_ident() == thread:
+                self._entered()
+                if outermost(path):
+                    self._ran.add(path)
+
+        def ends(module: nn.Module, inputs: object, output: object) -> None:
+            if threading.get_ident() == thread:
+                self._left()
+
+        def outermost(path: str) -> bool:
+            return not path or path.rpartition(".")[0] not in self._wanted
+
+        all_of_them = _compiled_before()
+        for path in self._wanted:
+            module = self._modules[path]
+            wanted = outermost(path) or (all_of_them and type(module) not in _PLAIN)
+            # A scripted module takes no hooks; `watch` refuses those that attend.
+            if wanted and not isinstance(module, torch.jit.ScriptModule):
+                self._hooks.append(module.register_forward_pre_hook(partial(begins, path)))
+                self._hooks.append(module.register_forward_hook(ends, always_call=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,36 +127,26 @@ class Place:
 
     def innermost(self) -> Running | None:
         """The innermost running module, if it was chosen."""
-        return self._stack[-1] if self._stack and self._stack[-1].chosen else None
+        return next(self._running(), None)
 
-    def _tell(self) -> None:
-        """Whatever was counted since the last time, the innermost module did."""
-        before, self._counted = self._counted, self._uncaught()
-        running = self.innermost()
-        # Compiled code may call the operators of torch, and these are caught.
-        if running is not None and not running.attended:
-            for reason, count in self._counted.items():
-                if count > before.get(reason, 0):
-                    self._miss(running.path, reason)
+    def around(self) -> list[Running]:
+        """The innermost running module and those that it runs in, as far as they were chosen."""
+        return list(self._running())
 
-    def _entering(self, path: str, wanted: bool) -> Any:
-        def hook(module: nn.Module, inputs: object) -> None:
-            if threading.get_ident() == self._thread:
-                self._tell()
-                self._stack.append(Running(path, wanted))
-                if wanted:
-                    self._ran.add(path)
+    def _running(self) -> Iterator[Running]:
+        """From the innermost on, as far as they were chosen."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is _CALL:
+                path = self._paths.get(id(frame.f_locals["self"]))
+                if path is not None:
+                    if path not in self._wanted:
+                        return
+                    yield self._found.setdefault(path, Running(path))
+            frame = frame.f_back
 
-        return hook
 
-    def _leaving(self, path: str) -> Any:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            # Another hook that raises before ours leaves a module that was never entered.
-            if self._stack and self._stack[-1].path == path and threading.get_ident() == self._thread:
-                self._tell()
-                ended = self._stack.pop()
-                if self._stack and not ended.attended:
-                    # A module that makes weights for the one around it, such as a softmax with a scale.
-                    self._stack[-1].steps.shares |= ended.steps.shares
-
-        return hook
+def _compiled_before() -> bool:
+    """Whether torch.compile has compiled anything in this process."""
+    frames = sys.modules.get("torch._dynamo.convert_frame")
+    return frames is not None and frames.FRAME_COUNTER > 0

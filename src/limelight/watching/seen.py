@@ -89,7 +89,7 @@ class Seen(Mapping[str, list[One]], Generic[One]):
     """Module path -> what each of its attention calls showed, in the order of the calls.
 
     `unseen` maps the paths of modules that were found to attend in a way that cannot be watched to the reason. `ran`
-    are the paths of all watched modules that were run inside the block, but for plain layers such as `nn.Linear`.
+    are the paths of those of the watched modules that lie in no other, if they were run inside the block.
 
     Errors: WatchError, a KeyError, for a path without attention calls, and from iterating where there were none at all;
     it says what was seen instead.
@@ -97,7 +97,7 @@ class Seen(Mapping[str, list[One]], Generic[One]):
 
     def __init__(self, hint: str = "") -> None:
         self._calls: dict[str, list[One]] = {}
-        self._hint = hint
+        self.hint = hint
         self.unseen: dict[str, str] = {}
         self.ran: set[str] = set()
 
@@ -135,16 +135,15 @@ class Seen(Mapping[str, list[One]], Generic[One]):
     def nothing(self) -> str:
         """Why there is nothing to see."""
         if self.unseen:
-            return f"No attention call was seen. {self.unseen_text()}{self._hint}"
+            return f"No attention call was seen. {self.unseen_text()}{self.hint}"
         if not self.ran:
             return (
                 "No attention call was seen: no module of the watched model, or of the layers chosen, was run inside "
                 "the block by the thread that entered it. Call the model inside the block."
             )
-        count = f"{len(self.ran)} module{'s' if len(self.ran) > 1 else ''}"
         return (
-            f"No attention call was seen: {count} ran, and none of them called "
-            f"F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend.{self._hint}"
+            "No attention call was seen: what was watched ran, and nothing in it called "
+            f"F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend.{self.hint}"
         )
 
     def unseen_text(self) -> str:
@@ -155,9 +154,8 @@ class Seen(Mapping[str, list[One]], Generic[One]):
 
     def _why_not(self, path: str) -> str:
         if path in self.unseen:
-            return f"The attention of {path} cannot be seen: {self.unseen[path]}.{self._hint}"
+            return f"The attention of {path} cannot be seen: {self.unseen[path]}.{self.hint}"
         if not self._calls:
             return self.nothing()
         near = get_close_matches(path, self._calls, n=3, cutoff=0.4) or list(self._calls)[:3]
-        reason = "ran, and made no attention call" if path in self.ran else "was not seen to attend"
-        return f"{path!r} {reason}; near it: {', '.join(map(repr, near))}; {len(self)} modules in all."
+        return f"{path!r} was not seen to attend; near it: {', '.join(map(repr, near))}; {len(self)} modules in all."
