@@ -23,6 +23,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def exporting() -> bool:
+    """Whether a graph is written down that has to hold for other numbers and lengths than those that pass through now.
+
+    So it is under `torch.export`, `torch.onnx.export` and `torch.jit.trace`: nobody may look at a number then.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def tracing() -> bool:
+    """Whether what runs becomes a graph, compiled or exported: looking at a tensor's numbers would break or bend it."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def require_choice(name: str, value: object, known: Sequence[str]) -> None:
     """Raise ArgumentError unless the value is one of the known names."""
     if value not in known:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from limelight.backends.distances import distance_tile
 from limelight.backends.protocol import Backend, Call, Result, heads_of
-from limelight.contract import accumulation_dtype
+from limelight.contract import accumulation_dtype, exporting
 from limelight.errors import ArgumentError
 from limelight.masks.block import pick
 
@@ -28,7 +28,7 @@ class Exported(Backend):
 
     def refusal(self, call: Call) -> str | None:
         """It runs only while something is exported, without dropout."""
-        return None if torch.compiler.is_exporting() else "nothing is being exported"
+        return None if exporting() else "nothing is being exported"
 
     def fastest(self, call: Call) -> bool:
         """There is no other."""

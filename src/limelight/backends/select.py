@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from limelight.backends.exported import Exported
 from limelight.backends.fused import Fused
 from limelight.backends.native import Native
 from limelight.backends.protocol import Backend, Call, Gather, Gathered
 from limelight.backends.reference import Reference
 from limelight.backends.streaming import Streaming
+from limelight.contract import exporting
 from limelight.errors import ArgumentError, BackendError
 
 _STREAMING = Streaming()
@@ -28,7 +27,7 @@ def choose(call: Call, name: str) -> Backend:
 
     Errors: ArgumentError for an unknown name; BackendError with the reasons when the one asked for, or none, can run.
     """
-    if name == "auto" and torch.compiler.is_exporting():
+    if name == "auto" and exporting():
         return _EXPORTED
     if name == "auto":
         for backend in BACKENDS:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
+from limelight.contract import tracing
 from limelight.masks import Mask, causal, dense, lengths
 from limelight.masks.dense import Dense
 from limelight.scores import Score, dot
@@ -107,7 +108,7 @@ def padding_mask(present: Tensor) -> Mask | None:
 
     Lengths, where all padding is at the end; else the tensor itself, one number per key.
     """
-    if torch.compiler.is_compiling():
+    if tracing():
         return dense(present[:, None, None, :])
     count = present.sum(-1)
     at_end = torch.arange(present.shape[1], device=present.device) < count.unsqueeze(-1)
@@ -145,7 +146,7 @@ def _hidden(key_padding_mask: Tensor) -> Tensor | None:
 
 def _readable(tensor: Tensor) -> bool:
     """Whether looking at its numbers makes nobody wait, and no gradient is wanted of them."""
-    return tensor.device.type == "cpu" and not tensor.requires_grad and not torch.compiler.is_compiling()
+    return tensor.device.type == "cpu" and not tensor.requires_grad and not tracing()
 
 
 def narrowed(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from limelight.contract import exporting
 from limelight.layers.memory_attention import MemoryAttention
 from limelight.masks import Mask, lengths
 from limelight.normalizers import Normalizer
@@ -29,7 +30,7 @@ class LocationAttention(MemoryAttention):
     def keys(self, memory: Tensor) -> Tensor:
         """The rows of the memory's positions, [B, S, Q]; 0 for positions that have none."""
         batch, keys, _ = memory.shape
-        if torch.compiler.is_exporting():
+        if exporting():
             # A length is a name there, so none is compared.
             place, count = torch.arange(keys, device=memory.device), len(self.weight)
             rows = torch.where((place < count)[:, None], self.weight[place.clamp(max=count - 1)], 0.0)
@@ -50,7 +51,7 @@ class LocationAttention(MemoryAttention):
         self, state: Tensor, keys: Tensor, memory: Tensor, mask: Mask | None = None, *, observe: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """As every `MemoryAttention`; positions without a row are masked out."""
-        if torch.compiler.is_exporting() or keys.shape[1] > len(self.weight):
+        if exporting() or keys.shape[1] > len(self.weight):
             known = lengths(torch.full((keys.shape[0],), len(self.weight), device=keys.device))
             mask = known if mask is None else mask & known
         return super().forward(state, keys, memory, mask, observe=observe)

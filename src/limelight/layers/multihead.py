@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limelight.attend import attend, look
 from limelight.backends.dropout import kept_over_rate
-from limelight.errors import TorchArgumentError
+from limelight.errors import ExportError, TorchArgumentError
 from limelight.interop.torch_attention import ignored
 from limelight.masks import Block, Mask, causal
 from limelight.view import AttentionView
@@ -86,6 +86,14 @@ class MultiHeadAttention(nn.MultiheadAttention):
     def keep_off_fast_path(self) -> None:
         """Say what keeps `nn.TransformerEncoderLayer` from computing this layer's attention itself, in C++."""
         self._qkv_same_embed_dim = False
+
+    def __prepare_scriptable__(self) -> Any:
+        """Errors: ExportError, as `torch.jit.script`, whose hook this is, would fail with less to say."""
+        raise ExportError(
+            "torch.jit.script cannot compile limelight.layers.MultiHeadAttention: TorchScript has no words for its "
+            "kernels and views. Use torch.compile, torch.export or torch.jit.trace, which take it; or script the "
+            "model as torch makes it, with nn.MultiheadAttention, into which this state dict loads."
+        )
 
     def forward(
         self,

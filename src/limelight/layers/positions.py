@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from limelight.contract import exporting
 from limelight.errors import ArgumentError
 
 
@@ -53,7 +54,7 @@ class SinusoidalPositions(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """The sum x + PE[start : start + T]."""
         end = start + x.shape[-2]
-        if torch.compiler.is_exporting():
+        if exporting():
             # Lengths are names only: a graph for all of them computes what it needs.
             return x + _computed(start, end, self.table.shape[1]).to(x.dtype)
         if end > len(self.table):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limelight.contract import exporting
 from limelight.masks.block import Block
 from limelight.masks.form import Form
 from limelight.masks.protocol import Mask
@@ -26,7 +27,7 @@ class All(Mask):
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that allows the whole block is not built."""
         # While exported, a length is a name, and what is asked of it would be fixed in the graph.
-        if not torch.compiler.is_exporting():
+        if not exporting():
             if self.first.allows_all(block):
                 return self.second.tile(block)
             if self.second.allows_all(block):
@@ -75,7 +76,7 @@ class Any(Mask):
 
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that rules the whole block out is not built."""
-        if not torch.compiler.is_exporting():
+        if not exporting():
             if self.first.rules_out(block):
                 return self.second.tile(block)
             if self.second.rules_out(block):

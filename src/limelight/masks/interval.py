@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limelight.contract import integer_dtypes
+from limelight.contract import integer_dtypes, tracing
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, bounds, pick
 from limelight.masks.form import Form
@@ -35,21 +35,21 @@ class Interval(Mask):
 
     def rules_out(self, block: Block) -> bool:
         """The keys lie before or behind the intervals of all its queries."""
-        if torch.compiler.is_compiling():
+        if tracing():
             return False
         (first, last), (low, high) = self._host_of(block), bounds(block.columns)
         return bool(first.size) and bool(last.max() < low or first.min() > high)
 
     def allows_all(self, block: Block) -> bool:
         """The keys lie in the interval of every query."""
-        if torch.compiler.is_compiling():
+        if tracing():
             return False
         (first, last), (low, high) = self._host_of(block), bounds(block.columns)
         return bool(first.size) and bool(first.max() <= low and last.min() >= high)
 
     def reach(self, block: Block) -> tuple[int, int]:
         """From where the first interval of its queries begins to where the last one ends."""
-        if torch.compiler.is_compiling():
+        if tracing():
             return bounds(block.columns)
         (first, last), (low, high) = self._host_of(block), bounds(block.columns)
         return (max(low, int(first.min())), min(high, int(last.max()))) if first.size else (low, high)

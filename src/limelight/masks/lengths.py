@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from limelight.contract import integer_dtypes
+from limelight.contract import integer_dtypes, tracing
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, bounds, pick
 from limelight.masks.form import Form
@@ -53,7 +53,7 @@ class Lengths(Mask):
                 f"{list(shape)} and the leading axes are {list(block.lead)}. Give one length per sequence, [B] for a "
                 f"query [B, H, T, D]."
             )
-        if not torch.compiler.is_compiling() and self.longest > block.keys:
+        if not tracing() and self.longest > block.keys:
             raise ArgumentError(
                 f"mask lengths(...): every length must be in [0, S] with S = {block.keys} keys; the largest is "
                 f"{self.longest}. Pad key and value to the longest sequence, or clamp the lengths."
@@ -118,7 +118,7 @@ def lengths(count: Tensor) -> Mask:
     count = count.detach().to(torch.int64, copy=True)
     if count.numel() == 0:
         return Lengths(count, 0, 0)
-    if torch.compiler.is_compiling():
+    if tracing():
         return Lengths(count, 0, sys.maxsize)  # no length has a value yet: nothing is known
     low, high = torch.aminmax(count)
     shortest, longest = int(low), int(high)

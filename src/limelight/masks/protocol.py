@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from limelight.contract import exporting
 from limelight.masks.block import Block, bounds
 from limelight.masks.form import Form
 
@@ -82,7 +83,7 @@ def remembered(mask: Mask, block: Block, build: Callable[[Block], Tensor]) -> Te
     Decoders and layers ask the same mask for the same tile over and over. Only for masks that cannot change. Not in
     inference mode: what is built there must not meet autograd later; nor while exported, where a tile is but a name.
     """
-    if torch.compiler.is_exporting() or not block.whole:
+    if exporting() or not block.whole:
         return build(block)
     if block.queries * block.keys > _REMEMBERED_PAIRS or torch.is_inference_mode_enabled():
         return build(block)

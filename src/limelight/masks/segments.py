@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limelight.contract import integer_dtypes
+from limelight.contract import integer_dtypes, tracing
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, bounds, pick
 from limelight.masks.form import Form
@@ -77,7 +77,7 @@ class Segments(Mask):
 
     def form(self, whole: Block) -> Form | None:
         """The run of keys of each query; None where an id's keys lie apart, which under a compiler is an error."""
-        if torch.compiler.is_compiling():
+        if tracing():
             ends = _runs_in_graph(self.query_ids, self.key_ids)
         elif self._runs is None:
             return None

@@ -14,7 +14,7 @@ from limelight.backends import lookup
 from limelight.backends.pairs import log_weights
 from limelight.backends.pooling import pooled
 from limelight.backends.protocol import Call, Gathered
-from limelight.contract import require_choice, require_count
+from limelight.contract import exporting, require_choice, require_count
 from limelight.errors import ArgumentError
 from limelight.indexing import Axis, as_places, as_region, folded, folded_places, parse
 from limelight.view import operator, storage
@@ -114,7 +114,7 @@ class AttentionView(VirtualArray):
 
         Example: `view[0, :, 3, [5, 7]]` is [H, 2]: what query 3 of sequence 0 gives to keys 5 and 7.
         """
-        if torch.compiler.is_exporting() and self._kept.weights is not None:
+        if exporting() and self._kept.weights is not None:
             return self.dense()[index]  # the indexing of torch: an axis has a name for a size
         axes = parse(index, self.shape)
         counts = tuple(axis.size for axis in axes)
@@ -129,7 +129,7 @@ class AttentionView(VirtualArray):
 
         Errors: DenseSizeError, which names the bytes, if it is larger.
         """
-        if torch.compiler.is_exporting() and self._kept.weights is not None:
+        if exporting() and self._kept.weights is not None:
             # Sizes are names only, and the weights were computed with the output.
             return self._kept.open(self._kept.weights)
         guard(self.shape, self.dtype, limit)

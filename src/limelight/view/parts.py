@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from limelight.backends.protocol import Call
+from limelight.contract import tracing
 from limelight.errors import ArgumentError, StaleViewError
 from limelight.masks import Mask, band, causal, dense, interval, lengths, segments, window
 from limelight.masks.band import Band
@@ -77,7 +77,7 @@ class Versions:
 
     def __init__(self, call: Call, threshold: Tensor) -> None:
         # What is made in inference mode has no version to compare, and a compiler has none to tell.
-        there = () if torch.compiler.is_compiling() else _tensors_of(call, threshold)
+        there = () if tracing() else _tensors_of(call, threshold)
         self._noted = [(name, one, one._version) for name, one in there if not one.is_inference()]
 
     def check(self) -> None:
