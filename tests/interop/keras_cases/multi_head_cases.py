@@ -239,6 +239,13 @@ def test_own_computation_of_a_subclass_is_kept(name):
     assert not array(layer(X, X, use_causal_mask=True)).any()
 
 
+def test_own_computation_may_call_ours_with_arrays():
+    mine, other = pair("MultiHeadAttention", X, Y, num_heads=2, key_dim=3)
+    inputs = random(B, T, 2, 3), random(B, S, 2, 3, seed=1), random(B, S, 2, 3, seed=2)
+    found, want = (layer._compute_attention(*inputs, PATTERN, use_causal_mask=True)[0] for layer in (mine, other))
+    np.testing.assert_allclose(array(found), array(want), **TOLERANCE)
+
+
 def test_blocks_cross_their_borders(monkeypatch):
     """Blocks of three keys: the last of eleven reaches back."""
     from limelight.interop.keras import blocks

@@ -117,6 +117,8 @@ class MultiHeadAttention(_WithoutFlash, keras.layers.MultiHeadAttention):
         use_causal_mask: bool = False,
     ) -> Any:
         """As in Keras' layer; `attention_mask` may be a description instead of a tensor."""
+        # A subclass may hand over arrays.
+        query, key, value = (ops.convert_to_tensor(one) for one in (query, key, value))
         want, axes, given = return_attention_scores, tuple(self._attention_axes or ()), query
         flat = len(query.shape) == 4
         allowed = told.as_allowed(attention_mask, use_causal_mask)
