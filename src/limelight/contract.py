@@ -14,6 +14,9 @@ from torch import Tensor
 
 from limelight.errors import ArgumentError
 
+# Of `torch.jit.trace`; torch documents the name and does not declare it.
+_is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
+
 float_dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 integer_dtypes = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
@@ -28,12 +31,12 @@ def exporting() -> bool:
 
     So it is under `torch.export`, `torch.onnx.export` and `torch.jit.trace`: nobody may look at a number then.
     """
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or _is_tracing()
 
 
 def tracing() -> bool:
     """Whether what runs becomes a graph, compiled or exported: looking at a tensor's numbers would break or bend it."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or _is_tracing()
 
 
 def require_choice(name: str, value: object, known: Sequence[str]) -> None:
