@@ -37,6 +37,15 @@ def test_distance_argmax_and_received_agree_with_the_dense_matrix(data):
             assert_near(one, other, torch.float64, 8 * terms)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 1, 1)])
+def test_weights_of_received_broadcast_along_the_queries(shape):
+    query, key, value = tensors(Sizes())
+    _, view = limelight.look(query, key, value)
+    parts = torch.arange(1.0, 1 + math.prod(shape), dtype=torch.float64).reshape(shape)
+    want = (parts.unsqueeze(-1) * view.dense()).sum(-2)
+    assert_near(view.received(parts), want, torch.float64, 40)
+
+
 def test_distance_by_hand():
     # Query 0 of two lies at position 1 of three, query 1 at 2; weights 1/4, 1/4, 1/2 and 0, 0, 1.
     key = torch.eye(3, dtype=torch.float64)[None]

@@ -50,6 +50,8 @@ def received(call: Call, threshold: Tensor, lead: tuple[int, ...], weights: Any)
     Without gradients by a pass of a backend that observes on the way, where one can; else as `left`.
     """
     rows = as_operand(weights, call.dtype(), threshold.device)
+    if rows.shape[-1] == 1:
+        rows = rows.expand(*rows.shape[:-1], call.query.shape[2])
     if not (torch.is_grad_enabled() and (threshold.requires_grad or rows.requires_grad)):
         seen = _received_on_the_way(call, (*lead, call.query.shape[2]), rows.detach())
         if seen is not None:
