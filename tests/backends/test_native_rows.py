@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from limelight.backends import extension
 from limelight.backends.rows import Scores, cross_entropy
+from limelight.errors import ArgumentError
 
 needs_extension = pytest.mark.skipif(extension.refusal() is not None, reason="the native extension is not there")
 
@@ -165,3 +166,18 @@ def test_cross_entropy_gives_the_same_bits_again():
     logits, target = torch.randn(201, 1009), torch.randint(1009, (201,))
     first, second = (cross_entropy(logits.clone(), torch.ones(1009), target, 0.9) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@needs_extension
+@pytest.mark.parametrize("bad", [-100, -1, 18])
+def test_cross_entropy_refuses_a_target_that_is_no_column(bad):
+    with pytest.raises(ArgumentError, match=r"target: must be tokens in \[0, 18\), got .*; leave padding out"):
+        cross_entropy(torch.zeros(3, 18), torch.zeros(18), torch.tensor([4, bad, 5]), 1.0)
+
+
+@needs_extension
+def test_cross_entropy_of_no_rows():
+    grad, sums, likelihood = cross_entropy(torch.zeros(0, 18), torch.zeros(18), torch.zeros(0, dtype=torch.int64), 1.0)
+    assert grad.shape == (0, 18)
+    assert sums.tolist() == [0] * 18
+    assert likelihood.shape == (0,)

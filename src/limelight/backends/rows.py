@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limelight.backends import extension
+from limelight.errors import ArgumentError
 
 
 class Scores:
@@ -82,6 +83,9 @@ def cross_entropy(logits: Tensor, bias: Tensor, target: Tensor, kept: float) -> 
 
     Returns:
         [n, V], in the memory of the logits; [V]; [n].
+
+    Raises:
+        ArgumentError: a target is no column.
     """
     rows, columns = logits.shape
     if not (extension.takes(logits) and logits.is_contiguous()):
@@ -91,6 +95,9 @@ def cross_entropy(logits: Tensor, bias: Tensor, target: Tensor, kept: float) -> 
         likelihood = (lse - z.gather(1, y)).squeeze(1)
         z.sub_(lse).exp_().scatter_add_(1, y, z.new_full((rows, 1), -kept))
         return z, z.sum(0), likelihood
+    low, high = (int(target.min()), int(target.max())) if rows else (0, 0)
+    if not 0 <= low <= high < columns:
+        raise ArgumentError(f"target: must be tokens in [0, {columns}), got {low} to {high}; leave padding out")
     module, threads = extension.native(), torch.get_num_threads()
     assert module is not None
     likelihood, sums = logits.new_empty(rows), logits.new_zeros(threads, columns)
