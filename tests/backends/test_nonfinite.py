@@ -14,7 +14,7 @@ from tests.support.oracle import answer
 from tests.support.tolerance import bound
 
 import limelight
-from limelight.backends.numerics import Strays, weighted_sum
+from limelight.numerics import Strays, weighted_sum
 
 BACKENDS = ("reference", "streaming")
 BUDGETS = (1, 40, 1 << 21)
@@ -53,7 +53,7 @@ def _compare(sizes, score, case, backend, budget, poison, to_output):
 @settings(max_examples=60, deadline=None)
 def test_nonfinite_numbers_anywhere_behave_as_if_each_row_gathered_its_keys(data):
     sizes = Sizes(lead=(2,), H=2, G=1, T=3, S=5, D=2, E=3)
-    score = score_case(data.draw(st.sampled_from(("dot", "additive per head", "tile"))), sizes)
+    score = score_case(data.draw(st.sampled_from(("dot", "general", "additive", "additive per head", "concat", "tile"))), sizes)
     case = data.draw(mask_cases(sizes))
     poison = []
     for _ in range(data.draw(st.integers(1, 3))):
@@ -73,7 +73,7 @@ def test_nonfinite_numbers_anywhere_behave_as_if_each_row_gathered_its_keys(data
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["dot", "additive per head", "general"])
+@pytest.mark.parametrize("name", ["dot", "general", "additive", "additive per head", "concat"])
 def test_padding_of_nan_and_inf_changes_no_bit(name, number, budget, backend):
     sizes = Sizes()
     mask = limelight.lengths(torch.tensor([4, 7])) & limelight.causal()
@@ -91,6 +91,28 @@ def test_padding_of_nan_and_inf_changes_no_bit(name, number, budget, backend):
     for clean, padded in zip(run(0.0), run(number), strict=True):
         assert padded.isfinite().all()
         torch.testing.assert_close(padded, clean, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["general", "additive", "concat"])
+def test_a_query_without_keys_adds_nothing_to_the_gradient_of_a_weight(name, number, autocast):
+    sizes = Sizes()
+    score = score_case(name, sizes)
+    mask = limelight.lengths(torch.tensor([0, 7]))
+
+    def run(unused):
+        query, key, value = (leaf.detach().float() for leaf in tensors(sizes))
+        query[0] = unused
+        weights = [leaf.detach().float().requires_grad_() for leaf in score.leaves]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = limelight.attend(query, key, value, score=score.make(*weights), mask=mask)
+        return torch.autograd.grad(output.float().square().sum(), weights)
+
+    for clean, poisoned in zip(run(0.0), run(number), strict=True):
+        assert clean.abs().max() > 0
+        unit = torch.finfo(torch.bfloat16 if autocast else torch.float32).eps
+        assert (poisoned - clean).abs().max() <= 4 * unit * clean.abs().max()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limelight.backends.distances import add_distance_gradient
 from limelight.backends.dropout import kept_over_rate
-from limelight.backends.numerics import Strays, all_finite, excess, nonfinite, weighted_sum, without_nonfinite
+from limelight.numerics import Strays, all_finite, excess, nonfinite, weighted_sum, without_nonfinite
 from limelight.backends.protocol import Call, groups_of
 from limelight.backends.sinks import row_products, sink_gradient, sink_slopes
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from limelight.backends.numerics import all_finite, no_autocast
+from limelight.numerics import all_finite, no_autocast
 from limelight.backends.protocol import Backend, Call, Result, heads_of
 from limelight.masks import Mask
 from limelight.masks.causal import Causal

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.backends import extension, kernels, operator
 from limelight.backends.derivatives import final
-from limelight.backends.numerics import has_numbers, no_graph
+from limelight.numerics import has_numbers, no_graph
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
 
 MOST_KEYS = 2**31 - 1

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limelight.backends import tiling
-from limelight.backends.numerics import excess, no_autocast
+from limelight.numerics import excess, no_autocast
 from limelight.backends.protocol import Call
 
 

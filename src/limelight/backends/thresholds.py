@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limelight.backends.blocked import Outcome
 from limelight.backends.dropout import kept_over_rate
-from limelight.backends.numerics import Strays, all_finite, without_nonfinite
+from limelight.numerics import Strays, all_finite, without_nonfinite
 from limelight.backends.protocol import Call
 from limelight.backends.tiles import key_piece, query_piece, score_tile
 from limelight.backends.tiling import Plan

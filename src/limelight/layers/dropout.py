@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.backends import extension
-from limelight.backends.numerics import has_numbers
+from limelight.numerics import has_numbers
 from limelight.errors import ArgumentError
 
 _LEVELS = 1 << 16

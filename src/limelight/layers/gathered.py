@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limelight.backends.numerics import has_numbers
+from limelight.numerics import has_numbers
 
 
 class GatheredLinear:

@@ -6,18 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, Selector, pick
+from limelight.scores.projection import project
 from limelight.scores.protocol import Score, TileGradient, require_same_width, require_weight
-
-
-def project(inputs: Tensor, weight: Tensor | None) -> Tensor:
-    """W x for each position; W [A, D], or [H, A, D] with one per head."""
-    if weight is None:
-        return inputs
-    return functional.linear(inputs, weight) if weight.ndim == 2 else torch.matmul(inputs, weight.mT)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, Selector
 from limelight.scores.dot import Dot
+from limelight.scores.projection import project
 from limelight.scores.protocol import Score, TileGradient, require_weight
 
 
@@ -32,7 +32,7 @@ class General(Score):
 
     def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The query times W, so that what is left is a dot product."""
-        return torch.matmul(query, self.weight), key
+        return project(query, self.weight.mT), key
 
     def plain_scale(self, width: int) -> float | None:
         """The scale."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from limelight.attend import attend, look
-from limelight.backends.numerics import has_numbers
+from limelight.numerics import has_numbers
 from limelight.errors import ArgumentError, BackendError
 from limelight.interop.torch_attention import Meaning, meaning
 from limelight.listening import Listener, listening_to
