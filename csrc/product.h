@@ -138,14 +138,17 @@ LL_INLINE void write_row(void* row, Type type, int64_t column, int64_t width, co
     for (int64_t i = 0; i < width; i++) p[i * column] = to_f16(from[i] * factor);
 }
 
-// Whether NaN or inf was among the numbers that went by: 0 * x is 0 for all others.
+// Whether NaN or inf was among the numbers that went by: 0 * x is 0 for all others. One that lives in a loop's registers
+// costs little there, one in memory would be loaded and stored with every number: loops have their own and join it.
 struct Watch {
   vf sum{};
   v4 quarter{};
   float rest = 0;
   LL_INLINE void see(vf x) { sum += x * 0.0f; }
+  LL_INLINE void see(vf x, vf y) { sum += x * 0.0f + y * 0.0f; }
   LL_INLINE void see(float x) { rest += x * 0.0f; }
-  LL_INLINE void see_4(v4 x) { quarter += x * 0.0f; }
+  LL_INLINE void see_4(v4 a, v4 b, v4 c, v4 d) { quarter += (a * 0.0f + b * 0.0f) + (c * 0.0f + d * 0.0f); }
+  LL_INLINE void join(const Watch& other) { sum += other.sum, quarter += other.quarter, rest += other.rest; }
   LL_INLINE bool clean() const {
     return sum_of(sum) + (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]) + rest == 0;
   }
@@ -153,30 +156,46 @@ struct Watch {
 
 // --- packing ---------------------------------------------------------------------------------------------------------
 
+// to = factor * from, of any number of columns.
+LL_INLINE void copy_row(const float* from, int64_t width, float factor, float* to, Watch& watch) {
+  int64_t i = 0;
+  for (; i + 2 * W <= width; i += 2 * W) {
+    const vf x = load(from + i), y = load(from + i + W);
+    watch.see(x, y);
+    store(to + i, x * factor), store(to + i + W, y * factor);
+  }
+  for (; i + W <= width; i += W) {
+    const vf x = load(from + i);
+    watch.see(x);
+    store(to + i, x * factor);
+  }
+  for (; i < width; i++) {
+    watch.see(from[i]);
+    to[i] = from[i] * factor;
+  }
+}
+
 // Rows [first, first + count) of a head as panels [panel][row][NR], the columns filled up with 0.
 inline void pack_panels(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
                         float* to, float* room, Watch& watch) {
+  Watch seen;
   for (int64_t r = 0; r < count; r++) {
     const float* from = floats(row_at(t, type, n, head, first + r), type, t.column, width, room);
     for (int64_t column = 0; column < width; column += NR) {
       float* at = to + column * count + r * NR;
-      int64_t i = 0, there = width - column < NR ? width - column : NR;
-      for (; i + W <= there; i += W) {
-        vf x = load(from + column + i);
-        watch.see(x);
-        store(at + i, x);
-      }
-      for (; i < there; i++) watch.see(at[i] = from[column + i]);
-      for (; i < NR; i++) at[i] = 0;
+      const int64_t there = std::min<int64_t>(width - column, NR);
+      copy_row(from + column, there, 1, at, seen);
+      for (int64_t i = there; i < NR; i++) at[i] = 0;
     }
   }
+  watch.join(seen);
 }
 
 LL_INLINE void transpose_4(const float* const rows[4], int64_t column, float* to, int64_t to_row, Watch& watch) {
   typedef int32_t i4 __attribute__((vector_size(16)));
   v4 a = *(const v4_loose*)(rows[0] + column), b = *(const v4_loose*)(rows[1] + column);
   v4 c = *(const v4_loose*)(rows[2] + column), d = *(const v4_loose*)(rows[3] + column);
-  for (v4 x : {a, b, c, d}) watch.see_4(x);
+  watch.see_4(a, b, c, d);
   v4 ac = __builtin_shuffle(a, c, i4{0, 4, 1, 5}), bd = __builtin_shuffle(b, d, i4{0, 4, 1, 5});
   v4 ac_high = __builtin_shuffle(a, c, i4{2, 6, 3, 7}), bd_high = __builtin_shuffle(b, d, i4{2, 6, 3, 7});
   *(v4_loose*)(to) = __builtin_shuffle(ac, bd, i4{0, 4, 1, 5});
@@ -189,6 +208,7 @@ LL_INLINE void transpose_4(const float* const rows[4], int64_t column, float* to
 // `room` holds 4 rows.
 inline void pack_transposed(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
                             float* to, float* room, Watch& watch) {
+  Watch seen;
   for (int64_t r = 0; r < count; r += 4) {
     float* at = to + r / NR * NR * width + r % NR;
     const float* rows[4];
@@ -197,31 +217,24 @@ inline void pack_transposed(const Tensor& t, Type type, int64_t n, int64_t head,
       rows[i] = floats(row_at(t, type, n, head, first + there), type, t.column, width, room + i * width);
     }
     int64_t column = 0;
-    for (; column + 4 <= width; column += 4) transpose_4(rows, column, at + column * NR, NR, watch);
+    for (; column + 4 <= width; column += 4) transpose_4(rows, column, at + column * NR, NR, seen);
     for (; column < width; column++)
-      for (int i = 0; i < 4; i++) watch.see(at[column * NR + i] = rows[i][column]);
+      for (int i = 0; i < 4; i++) seen.see(at[column * NR + i] = rows[i][column]);
   }
   for (int64_t r = count; r < padded(count); r++)
     for (int64_t column = 0; column < width; column++) to[r / NR * NR * width + column * NR + r % NR] = 0;
+  watch.join(seen);
 }
 
 // Rows [first, first + count) of a head, times `factor`, one after the other, [count][width].
 inline void pack_rows(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
                       float factor, float* to, float* room, Watch& watch) {
+  Watch seen;
   for (int64_t r = 0; r < count; r++) {
     const float* from = floats(row_at(t, type, n, head, first + r), type, t.column, width, room);
-    float* at = to + r * width;
-    int64_t i = 0;
-    for (; i + W <= width; i += W) {
-      vf x = load(from + i);
-      watch.see(x);
-      store(at + i, x * factor);
-    }
-    for (; i < width; i++) {
-      watch.see(from[i]);
-      at[i] = from[i] * factor;
-    }
+    copy_row(from, width, factor, to + r * width, seen);
   }
+  watch.join(seen);
 }
 
 }  // namespace limelight::LIMELIGHT_ISA
