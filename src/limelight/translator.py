@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limelight.allocator import keep_freed_memory
 from limelight.data.batches import collate
-from limelight.data.tokenization import Tokenizer
+from limelight.data.tokenization import Pieces, Tokenizer
 from limelight.decoding import Hypothesis, SearchLimits, beam_search, greedy_search
 from limelight.devices import find_device
 from limelight.errors import ArgumentError, RunFolderError
@@ -127,10 +127,11 @@ class Translator:
         texts = _checked(texts)
         _check_search(beam, alpha, n_best)
         results: list[list[Translation]] = [[_blank(text)] for text in texts]
-        encoded = self.source_tokenizer.encode_batch(texts)
-        done = encoded.count([])
-        for rows in self._batches([len(ids) for ids in encoded], self.batch_tokens // beam):
-            batch = collate([encoded[row][: self.longest] for row in rows]).to(self.device)
+        sources = self.source_tokenizer.analyse_batch(texts)
+        lengths = [len(source.ids) for source in sources]
+        done = lengths.count(0)
+        for rows in self._batches(lengths, self.batch_tokens // beam):
+            batch = collate([sources[row].ids[: self.longest] for row in rows]).to(self.device)
             if beam == 1:
                 greedy = greedy_search(self.model, batch.source, batch.source_lengths, self.limits, observe=observe)
                 found = [[hypothesis] for hypothesis in greedy]
@@ -146,7 +147,7 @@ class Translator:
                     observe=observe,
                 )
             for row, hypotheses in zip(rows, found, strict=True):
-                results[row] = [self._translation(texts[row], hypothesis) for hypothesis in hypotheses]
+                results[row] = [self._translation(texts[row], sources[row], one) for one in hypotheses]
             done += len(rows)
             if progress is not None:
                 progress(done)
@@ -170,20 +171,21 @@ class Translator:
                 "run: this model was trained without attention, so it aligns nothing; train one that has attention"
             )
         pairs = list(pairs)
-        sources = self.source_tokenizer.encode_batch(source for source, _ in pairs)
-        targets = self.target_tokenizer.encode_batch(target for _, target in pairs)
+        sources = self.source_tokenizer.analyse_batch(source for source, _ in pairs)
+        targets = self.target_tokenizer.analyse_batch(target for _, target in pairs)
         results = [_blank(*pair) for pair in pairs]
-        longer = [max(len(s), len(t)) if s and t else 0 for s, t in zip(sources, targets, strict=True)]
+        longer = [max(len(s.ids), len(t.ids)) if s.ids and t.ids else 0 for s, t in zip(sources, targets, strict=True)]
         done = longer.count(0)
         for rows in self._batches(longer, self.batch_tokens):
-            kept = [targets[row][: self.longest] for row in rows]
-            batch = collate([sources[row][: self.longest] for row in rows], kept).to(self.device)
+            kept = [targets[row].ids[: self.longest] for row in rows]
+            batch = collate([sources[row].ids[: self.longest] for row in rows], kept).to(self.device)
             features, weights = self.model(batch.source, batch.source_lengths, batch.target[:, :-1], observe=True)
             log_probs = self._reference_log_probs(features, batch.target[:, 1:], batch.target_lengths)
             for i, (row, ids) in enumerate(zip(rows, kept, strict=True)):
                 seen = weights[i, : len(ids), : int(batch.source_lengths[i])].float().cpu()
                 source, text = pairs[row]
-                results[row] = self._translation(source, Hypothesis(ids, log_probs[i], log_probs[i], seen), text)
+                forced = Hypothesis(ids, log_probs[i], log_probs[i], seen)
+                results[row] = self._translation(source, sources[row], forced, text, targets[row])
             done += len(rows)
             if progress is not None:
                 progress(done)
@@ -216,17 +218,17 @@ class Translator:
             yield rows[:count]
             rows = rows[count:]
 
-    def _translation(self, source: str, hypothesis: Hypothesis, text: str | None = None) -> Translation:
-        """What the user gets for a hypothesis; `text` is the translation that was given, if one was."""
-        pieces = self.source_tokenizer.analyse(source)
+    def _translation(
+        self, source: str, pieces: Pieces, hypothesis: Hypothesis, text: str | None = None, target: Pieces | None = None
+    ) -> Translation:
+        """What the user gets for a hypothesis, or for a given translation: its `text` and that text's pieces `target`."""
         cut = max(0, len(pieces.ids) - self.longest)
         count = len(hypothesis.tokens)
-        if text is None:
+        if text is None or target is None:
             text = self.target_tokenizer.decode(hypothesis.tokens)
             tokens = self.target_tokenizer.surface(hypothesis.tokens)
             words = self.target_tokenizer.pieces_to_words(hypothesis.tokens)
         else:
-            target = self.target_tokenizer.analyse(text)
             tokens, words = target.tokens[:count], target.words[:count]
             cut += len(target.ids) - count
         return Translation(
@@ -239,7 +241,7 @@ class Translator:
             weights=hypothesis.weights if count else None,
             source_words=[*pieces.words[: self.longest], -1],
             target_words=words,
-            unknown=self.source_tokenizer.unknown(source) if any(pieces.unknown) else [],
+            unknown=pieces.lost(),
             truncated=cut,
         )
 

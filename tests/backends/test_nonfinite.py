@@ -53,7 +53,9 @@ def _compare(sizes, score, case, backend, budget, poison, to_output):
 @settings(max_examples=60, deadline=None)
 def test_nonfinite_numbers_anywhere_behave_as_if_each_row_gathered_its_keys(data):
     sizes = Sizes(lead=(2,), H=2, G=1, T=3, S=5, D=2, E=3)
-    score = score_case(data.draw(st.sampled_from(("dot", "general", "additive", "additive per head", "concat", "tile"))), sizes)
+    score = score_case(
+        data.draw(st.sampled_from(("dot", "general", "additive", "additive per head", "concat", "tile"))), sizes
+    )
     case = data.draw(mask_cases(sizes))
     poison = []
     for _ in range(data.draw(st.integers(1, 3))):

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from limelight.backends.distances import add_distance_gradient
 from limelight.backends.dropout import kept_over_rate
-from limelight.numerics import Strays, all_finite, excess, nonfinite, weighted_sum, without_nonfinite
 from limelight.backends.protocol import Call, groups_of
 from limelight.backends.sinks import row_products, sink_gradient, sink_slopes
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile
@@ -31,6 +30,7 @@ from limelight.backends.tiling import Plan
 from limelight.contract import accumulation_dtype
 from limelight.masks import Block
 from limelight.masks.block import pick
+from limelight.numerics import Strays, all_finite, excess, nonfinite, weighted_sum, without_nonfinite
 
 
 class Outcome(NamedTuple):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from limelight.numerics import all_finite, no_autocast
 from limelight.backends.protocol import Backend, Call, Result, heads_of
 from limelight.masks import Mask
 from limelight.masks.causal import Causal
+from limelight.numerics import all_finite, no_autocast
 
 _WORTHWHILE = 128 * 128
 """T S from which it was measured faster than `streaming` on the CPU; below, it is level or slower."""

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limelight.numerics import all_finite, excess, no_autocast, nonfinite, weighted_sum
 from limelight.backends.protocol import Call
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile, take
 from limelight.backends.tiling import block_sizes, pieces
 from limelight.masks import Block
 from limelight.masks.block import Selector
+from limelight.numerics import all_finite, excess, no_autocast, nonfinite, weighted_sum
 
 
 class Weights(NamedTuple):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from limelight.backends import extension, kernels, operator
 from limelight.backends.derivatives import final
-from limelight.numerics import has_numbers, no_graph
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
+from limelight.numerics import has_numbers, no_graph
 
 MOST_KEYS = 2**31 - 1
 

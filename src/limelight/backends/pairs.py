@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limelight.backends import tiling
-from limelight.numerics import excess, no_autocast
 from limelight.backends.protocol import Call
+from limelight.numerics import excess, no_autocast
 
 
 def log_weights(call: Call, threshold: Tensor, pairs: Tensor) -> Tensor:

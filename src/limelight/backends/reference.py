@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from limelight.backends.distances import distance_tile
 from limelight.backends.dropout import kept_over_rate
-from limelight.numerics import no_autocast
 from limelight.backends.protocol import Backend, Call, Result, heads_of
 from limelight.contract import accumulation_dtype
 from limelight.masks import Block
 from limelight.masks.block import pick
+from limelight.numerics import no_autocast
 
 
 class Reference(Backend):

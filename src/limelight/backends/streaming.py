@@ -13,10 +13,10 @@ from torch import Tensor
 from limelight.backends import blocked, single, thresholds
 from limelight.backends.blocked import Outcome
 from limelight.backends.derivatives import final
-from limelight.numerics import no_autocast
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
 from limelight.backends.tiling import fits
 from limelight.contract import accumulation_dtype
+from limelight.numerics import no_autocast
 
 
 class Streaming(Backend):

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from limelight.backends.blocked import Outcome
 from limelight.backends.dropout import kept_over_rate
-from limelight.numerics import Strays, all_finite, without_nonfinite
 from limelight.backends.protocol import Call
 from limelight.backends.tiles import key_piece, query_piece, score_tile
 from limelight.backends.tiling import Plan
@@ -28,6 +27,7 @@ from limelight.masks import Block
 from limelight.masks.block import pick
 from limelight.normalizers import Rows
 from limelight.normalizers.protocol import joined, threshold_dtype
+from limelight.numerics import Strays, all_finite, without_nonfinite
 
 
 def forward(call: Call, parameters: tuple[Tensor, ...], tracked: bool) -> Outcome:

@@ -11,10 +11,9 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, ClassVar, get_args
 
-from tokenizers import models
+from tokenizers import Encoding, models
 
 from limelight.data.corpus import clean
 from limelight.data.vocabulary import (
@@ -52,6 +51,10 @@ class Pieces:
     words: list[int]
     unknown: list[bool]
 
+    def lost(self) -> list[str]:
+        """The tokens that the vocabulary lacks, each once, in order."""
+        return list(dict.fromkeys(token for token, unknown in zip(self.tokens, self.unknown, strict=True) if unknown))
+
 
 class Tokenizer:
     """A fixed vocabulary and the rule that cuts text into its pieces; made by `train_tokenizer` or `load`.
@@ -88,6 +91,7 @@ class Tokenizer:
             model = models.BPE(vocab=vocabulary, merges=list(self.merges), unk_token=UNKNOWN)
         else:
             model = models.WordLevel(vocab=vocabulary, unk_token=UNKNOWN)
+        self._texts = [self._text_of(index) for index in range(len(self.pieces))]
         self._normaliser = normaliser(kind, lowercase)
         self._engine = make_engine(kind, model, lowercase)
 
@@ -136,17 +140,26 @@ class Tokenizer:
     def analyse(self, text: str) -> Pieces:
         """The tokens of a text with surface, word and whether they are known, for pictures and alignments."""
         text = prepare(text)
-        encoding = self._engine.encode(text, add_special_tokens=False)
+        return self._pieces(text, self._engine.encode(text, add_special_tokens=False))
+
+    def analyse_batch(self, texts: Iterable[str]) -> list[Pieces]:
+        """`analyse` for many texts at once, cut on all cores."""
+        prepared = [prepare(text) for text in texts]
+        found = self._engine.encode_batch(prepared, add_special_tokens=False)
+        return [self._pieces(text, encoding) for text, encoding in zip(prepared, found, strict=True)]
+
+    def _pieces(self, text: str, encoding: Encoding) -> Pieces:
         space = " " if self.kind == "char" else MARK
-        # spaces[i] counts those in text[:i]. Texts have single spaces: that is the number of words that have ended.
-        spaces = list(accumulate((char == " " for char in text), initial=0))
-        tokens, words = [], []
+        tokens, words, ids = [], [], encoding.ids
+        # Texts have single spaces: the spaces in front of a token are the words that have ended.
+        ended, seen = 0, 0
         for piece, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            ended, seen = ended + text.count(" ", seen, start), start
             # A lone mark in front of the first word covers that word's first character, not a space.
             surface = VISIBLE_SPACE if piece == space else text[start:end].strip()
             tokens.append(surface or piece.lstrip(MARK))
-            words.append(-1 if piece == " " else spaces[start] + text.startswith(" ", start))
-        return Pieces(encoding.ids, tokens, words, [index == self.unk for index in encoding.ids])
+            words.append(-1 if piece == " " else ended + text.startswith(" ", start))
+        return Pieces(ids, tokens, words, [index == self.unk for index in ids])
 
     def tokens(self, text: str) -> list[str]:
         """The pieces of a text as the user wrote them, one per id of `encode`; a lone space is "␣"."""
@@ -154,8 +167,7 @@ class Tokenizer:
 
     def unknown(self, text: str) -> list[str]:
         """The pieces of a text which the vocabulary lacks, each once, in order: for a warning."""
-        found = self.analyse(text)
-        return list(dict.fromkeys(token for token, lost in zip(found.tokens, found.unknown, strict=True) if lost))
+        return self.analyse(text).lost()
 
     def surface(self, ids: Iterable[int]) -> list[str]:
         """What to write at a picture's axis for each id of a produced sentence; specials by their names ("</s>")."""
@@ -208,18 +220,17 @@ class Tokenizer:
 
     def _strings(self, ids: Iterable[int]) -> list[str]:
         # Each id's part of the decoded text.
-        strings = []
-        for index in map(int, ids):
-            if not 0 <= index < len(self.pieces):
-                raise ArgumentError(f"a token id of this tokenizer is in [0, {len(self) - 1}], got {index}")
-            if index == self.unk:
-                strings.append(f" {UNKNOWN}" if self.kind == "word" else UNKNOWN)
-            elif index < len(SPECIALS):
-                strings.append("")
-            else:
-                piece = self.pieces[index]
-                strings.append(piece if self.kind == "char" else piece.replace(MARK, " "))
-        return strings
+        ids = list(map(int, ids))
+        outside = [index for index in ids if not 0 <= index < len(self.pieces)]
+        if outside:
+            raise ArgumentError(f"a token id of this tokenizer is in [0, {len(self) - 1}], got {outside[0]}")
+        return [self._texts[index] for index in ids]
+
+    def _text_of(self, index: int) -> str:
+        if index == self.unk:
+            return f" {UNKNOWN}" if self.kind == "word" else UNKNOWN
+        piece = "" if index < len(SPECIALS) else self.pieces[index]
+        return piece if self.kind == "char" else piece.replace(MARK, " ")
 
 
 def train_tokenizer(

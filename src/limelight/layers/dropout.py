@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from limelight.backends import extension
-from limelight.numerics import has_numbers
 from limelight.errors import ArgumentError
+from limelight.numerics import has_numbers
 
 _LEVELS = 1 << 16
 _LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1

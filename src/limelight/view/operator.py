@@ -18,10 +18,10 @@ from torch import Tensor
 
 from limelight.backends import lookup
 from limelight.backends.derivatives import final
-from limelight.numerics import all_finite
 from limelight.backends.protocol import OWN_TENSORS, Call, Gather, heads_of
 from limelight.backends.select import choose, observed
 from limelight.errors import ArgumentError
+from limelight.numerics import all_finite
 
 
 def right(call: Call, threshold: Tensor, lead: tuple[int, ...], x: Any) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from limelight.attend import attend, look
-from limelight.numerics import has_numbers
 from limelight.errors import ArgumentError, BackendError
 from limelight.interop.torch_attention import Meaning, meaning
 from limelight.listening import Listener, listening_to
+from limelight.numerics import has_numbers
 from limelight.scores import dot
 from limelight.view import AttentionView, Observation
 from limelight.watching import unseen
