@@ -221,7 +221,7 @@ class Translator:
     def _translation(
         self, source: str, pieces: Pieces, hypothesis: Hypothesis, text: str | None = None, target: Pieces | None = None
     ) -> Translation:
-        """What the user gets for a hypothesis, or for a given translation: its `text` and that text's pieces `target`."""
+        """What the user gets for a hypothesis, or for a translation that was given: `text`, its pieces `target`."""
         cut = max(0, len(pieces.ids) - self.longest)
         count = len(hypothesis.tokens)
         if text is None or target is None:
