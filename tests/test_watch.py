@@ -520,6 +520,27 @@ def test_blocks_nest_and_each_sees_its_own():
         inner["1"][0].received()
 
 
+def test_blocks_may_end_in_any_order():
+    model, other, x = layers(1), layers(1), torch.randn(1, 5, 22)
+
+    def watched(one):
+        with watch(one) as seen:
+            yield seen
+
+    first, second = watched(model), watched(other)
+    mine, theirs = next(first), next(second)
+    other(model(x))
+    first.close()
+    other(model(x))
+    assert torch.overrides._get_current_function_mode() is not None
+    second.close()
+    other(model(x))
+    assert {path: len(calls) for path, calls in mine.items()} == {"0": 1}
+    assert {path: len(calls) for path, calls in theirs.items()} == {"0": 2}
+    assert torch.overrides._get_current_function_mode() is None
+    assert limelight.listening.listener() is None
+
+
 def test_threads_do_not_meet():
     model = layers()
     inside, seen = threading.Barrier(3, timeout=20), {}

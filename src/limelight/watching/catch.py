@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -79,6 +79,7 @@ class Catcher(TorchFunctionMode, Listener):
     def __init__(self) -> None:
         super().__init__()
         self.watchers: list[Watcher] = []
+        self.on = ExitStack()
         # Numbers, so that a compiler that traces this method has the compiled code count as well.
         self.flexed = 0
         self.compiled = 0
@@ -287,22 +288,23 @@ _THREAD = _Thread()
 
 @contextmanager
 def caught_by(watcher: Watcher) -> Iterator[None]:
-    """Inside the block the watcher hears of this thread's attention calls."""
+    """Inside the block the watcher hears of this thread's attention calls.
+
+    Blocks need not end in the order in which they began, as those of generators: the last to end takes the catcher away.
+    """
     catcher = _THREAD.catcher
-    if catcher is not None:
-        catcher.watchers.append(watcher)
-        try:
-            yield
-        finally:
-            catcher.watchers.remove(watcher)
-        return
-    _THREAD.catcher = catcher = Catcher()
+    if catcher is None:
+        catcher = _THREAD.catcher = Catcher()
+        catcher.on.enter_context(catcher)
+        catcher.on.enter_context(listening_to(catcher))
     catcher.watchers.append(watcher)
     try:
-        with catcher, listening_to(catcher):
-            yield
+        yield
     finally:
-        _THREAD.catcher = None
+        catcher.watchers.remove(watcher)
+        if not catcher.watchers and catcher is _THREAD.catcher:
+            _THREAD.catcher = None
+            catcher.on.close()
 
 
 def tell_uncaught(*, entered: bool = False) -> None:
