@@ -368,7 +368,7 @@ def test_described_masks_are_those_of_transformers(kind, padded):
     found = mask(**given)
     assert found.shape == expected.shape
     assert torch.equal(found.dense(), expected)
-    assert torch.equal(found & True, expected)
+    assert torch.equal(mask(**given) & True, expected)
     query, key = torch.randn(2, 3, length, 5), torch.randn(2, 3, 11, 5)
     plain = attend(query, key, key, mask=limelight.dense(expected))
     torch.testing.assert_close(attend(query, key, key, mask=found.said), plain)
@@ -381,6 +381,28 @@ def test_a_described_mask_is_made_dense_only_where_it_is_computed_with():
     assert torch.equal(~said, torch.ones(2, 1, 3, 3).triu(1) > 0)
     assert torch.equal(said.to(torch.bool) & True, torch.ones(2, 1, 3, 3).tril() > 0)
     assert "causal" in repr(said).lower()
+    # A part of it is still told from a mask of numbers, and may be attended by.
+    part = said[:, :, 1:].expand(2, 4, 2, 3)
+    assert isinstance(part, DescribedMask)
+    assert torch.equal(part.dense(), torch.ones(2, 4, 3, 3).tril()[:, :, 1:] > 0)
+    query, key = torch.randn(2, 4, 2, 8), torch.randn(2, 4, 3, 8)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, key, part.dense())
+    torch.testing.assert_close(torch.nn.functional.scaled_dot_product_attention(query, key, key, part), expected)
+    output, _ = attention(torch.nn.Linear(1, 1), query, key, key, part)
+    torch.testing.assert_close(output.transpose(1, 2), expected)
+
+
+def test_a_described_mask_is_repeated_over_sequences_and_queries():
+    query, key = torch.randn(3, 4, 5, 8), torch.randn(3, 4, 6, 8)
+    for queries, offset, padding in ((1, 3, [1, 1, 0, 1, 1, 1]), (5, 0, [1, 1, 1, 1, 0, 0])):
+        there = torch.tensor([padding], dtype=torch.bool)
+        said = mask(
+            batch_size=1, q_length=queries, kv_length=6, q_offset=offset, attention_mask=there,
+            mask_function=transformers.masking_utils.causal_mask_function,
+        )  # fmt: skip
+        output, _ = attention(torch.nn.Linear(1, 1), query, key, key, said)
+        expected = torch.nn.functional.scaled_dot_product_attention(query, key, key, said.dense())
+        torch.testing.assert_close(output.transpose(1, 2), expected)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +414,13 @@ def test_a_described_mask_is_made_dense_only_where_it_is_computed_with():
         lambda scores, mask: scores + mask.to(scores.dtype),
         lambda scores, mask: scores.masked_fill(mask, -1e9),
         lambda scores, mask: mask[:, 0, 0] < 0,
+        lambda scores, mask: scores + mask[:, :, :, :2].expand(2, 4, 3, 2),
+        lambda scores, mask: scores + torch.cat([mask, mask], 1).unsqueeze(0).flatten(0, 1),
+        lambda scores, mask: (mask == 0).any(),
+        lambda scores, mask: torch.baddbmm(mask[:, 0], scores[:, 0], scores[:, 0]),
+        lambda scores, mask: mask.fill_(True),
+        lambda scores, mask: mask[:, :, 1:].fill_(True),
+        lambda scores, mask: mask[:, 0].copy_(scores[:, 0] > 0),
     ],
 )
 def test_a_model_that_applies_its_mask_itself_is_told_and_not_wrong(apply):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,56 +13,79 @@ from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 
 _ATEN = torch.ops.aten
-_OF_NUMBERS = frozenset(
-    {one.Tensor for one in (_ATEN.add, _ATEN.add_, _ATEN.sub, _ATEN.mul, _ATEN.mul_)}
-    | {one.Scalar for one in (_ATEN.add, _ATEN.mul, _ATEN.rsub)}
-    | {_ATEN.rsub.Tensor, _ATEN._to_copy.default, _ATEN.select.int}
-    | {_ATEN.masked_fill.Scalar, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Scalar, _ATEN.masked_fill_.Tensor}
+_MOVES = frozenset(
+    {_ATEN.alias, _ATEN.cat, _ATEN.clone, _ATEN.constant_pad_nd, _ATEN.expand, _ATEN.index, _ATEN.index_select}
+    | {_ATEN.permute, _ATEN.repeat, _ATEN.select, _ATEN.slice, _ATEN.squeeze, _ATEN.stack, _ATEN.transpose}
+    | {_ATEN._to_copy, _ATEN._unsafe_view, _ATEN.unsqueeze, _ATEN.view}
 )
-"""What a model does with a mask of numbers."""
+"""What takes parts of a mask, or puts parts together: the result is such a mask again."""
+_ASKS = frozenset(
+    {_ATEN.all, _ATEN.any, _ATEN.bitwise_and, _ATEN.bitwise_not, _ATEN.bitwise_or, _ATEN.bitwise_xor, _ATEN.equal}
+    | {_ATEN.logical_and, _ATEN.logical_not, _ATEN.logical_or, _ATEN.logical_xor, _ATEN.where}
+    | {_ATEN.empty_like, _ATEN.full_like, _ATEN.ones_like, _ATEN.zeros_like}
+    | {_ATEN._fused_sdp_choice, _ATEN._scaled_dot_product_efficient_attention, _ATEN._scaled_dot_product_attention_math}
+    | {_ATEN._scaled_dot_product_cudnn_attention, _ATEN._scaled_dot_product_flash_attention_for_cpu}
+)
+"""What takes True and False for what they are."""
+_ORDINARY = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+"""What torch does with a call outside of `__torch_dispatch__`, where vmap does not work."""
 
 
 class DescribedMask(Tensor):
     """A bool tensor [B, 1, T, S], True may attend, without storage; `said` is the mask it stands for, None for all.
 
     transformers hands it from the model to its layers, and looks at no more than its shape. Who selects by it gets the
-    dense tensor. Who adds it to scores, or fills by it, is a model that attends by itself and means a mask of numbers,
-    0 where it may attend: ArgumentError.
+    dense tensor; who takes a part of it gets one of these that holds the `part`, and no description. Who does anything
+    else with it, such as adding it to scores, is a model that attends by itself and means a mask of numbers, 0 where it
+    may attend: ArgumentError.
     """
 
     said: Mask | None
+    part: Tensor | None
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
 
     @staticmethod
-    def of(said: Mask | None, shape: tuple[int, int, int, int], device: torch.device) -> DescribedMask:
+    def of(said: Mask | None, shape: Sequence[int], device: torch.device) -> DescribedMask:
         """The tensor of that shape that stands for a mask."""
         made = Tensor._make_wrapper_subclass(DescribedMask, shape, dtype=torch.bool, device=device)  # pyright: ignore
-        made.said = said
+        made.said, made.part = said, None
+        return made
+
+    @staticmethod
+    def holding(part: Tensor) -> DescribedMask:
+        """The tensor that stands for a part of a mask."""
+        made = DescribedMask.of(None, part.shape, part.device)
+        made.part = part
         return made
 
     def dense(self) -> Tensor:
-        """All of it, [B, 1, T, S]."""
-        lead, _, queries, keys = self.shape
+        """All of it."""
+        if self.part is not None:
+            return self.part
         if self.said is None:
             return torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        lead, _, queries, keys = self.shape
         everything = (slice(0, lead), slice(0, 1), slice(0, queries), slice(0, keys))
         block = Block((lead,), 1, queries, keys, *everything, self.device)
-        return self.said.tile(block).expand(self.shape).clone()
+        with torch._C._ForceDispatchKeyGuard(*_ORDINARY):
+            return self.said.tile(block).expand(self.shape).clone()
 
     def __repr__(self, **_: Any) -> str:  # pyright: ignore
-        return f"DescribedMask({list(self.shape)}, {self.said})"
+        return f"DescribedMask({list(self.shape)}, {self.said if self.part is None else 'a part'})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.detach.default:
+        kwargs, operator = kwargs or {}, func.overloadpacket
+        if operator is _ATEN.detach:
             return args[0]
-        stays_bool = func is _ATEN._to_copy.default and (kwargs or {}).get("dtype", torch.bool) is torch.bool
-        if func in _OF_NUMBERS and not stays_bool:
+        moves = operator in _MOVES and kwargs.get("dtype", torch.bool) is torch.bool
+        if not moves and operator not in _ASKS:
             raise ArgumentError(
                 "attn_implementation: this model applies its mask to the scores by itself instead of attending through "
-                'the attention interface of transformers, so that it cannot run on "limelight". Use '
-                'attn_implementation="eager".'
+                f"the attention interface of transformers ({operator} of its mask), so that it cannot run on "
+                '"limelight". Use attn_implementation="eager".'
             )
-        args, kwargs = tree_map_only(DescribedMask, DescribedMask.dense, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        args, kwargs = tree_map_only(DescribedMask, DescribedMask.dense, (args, kwargs))
+        result = func(*args, **kwargs)
+        return DescribedMask.holding(result) if moves and result.dtype is torch.bool else result

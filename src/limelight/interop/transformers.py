@@ -104,7 +104,7 @@ def attention(
                 f"{name}: {type(module).__name__} passes it to its attention, and the implementation {NAME!r} cannot "
                 f'do what it means. Use model.set_attn_implementation("eager").'
             )
-    allowed, added = _said(attention_mask, key.shape[2])
+    allowed, added = _said(attention_mask, (query.shape[0], 1, query.shape[2], key.shape[2]))
     if attention_mask is None and is_causal and query.shape[2] > 1:
         allowed = causal("start")
     bias = _together(position_bias, added, query.shape[2], key.shape[2])
@@ -146,11 +146,14 @@ def _together(
     return narrowed(position_bias[..., :keys]) + added
 
 
-def _said(attention_mask: Tensor | None, keys: int) -> tuple[Mask | None, Tensor | None]:
-    """A mask and a bias of ours."""
+def _said(attention_mask: Tensor | None, shape: tuple[int, ...]) -> tuple[Mask | None, Tensor | None]:
+    """A mask and a bias of ours, for a call of that shape."""
     if attention_mask is None:
         return None, None
     if isinstance(attention_mask, DescribedMask):
-        return attention_mask.said, None
-    given = narrowed(attention_mask[..., :keys])
+        if attention_mask.part is None and attention_mask.shape == shape:
+            return attention_mask.said, None
+        # A part of it, or one that is repeated over sequences or queries.
+        attention_mask = attention_mask.dense()
+    given = narrowed(attention_mask[..., : shape[-1]])
     return (dense(given), None) if given.dtype is torch.bool else (None, given)

@@ -290,7 +290,8 @@ _THREAD = _Thread()
 def caught_by(watcher: Watcher) -> Iterator[None]:
     """Inside the block the watcher hears of this thread's attention calls.
 
-    Blocks need not end in the order in which they began, as those of generators: the last to end takes the catcher away.
+    Blocks need not end in the order in which they began, as those of generators: the last to end takes the catcher
+    away.
     """
     catcher = _THREAD.catcher
     if catcher is None:
