@@ -172,6 +172,17 @@ def test_double_backward_says_that_it_is_not_there(budget):
             loss.backward()
 
 
+@pytest.mark.parametrize("backend", ["native", "streaming"])
+def test_double_backward_by_one_input_says_so_too(backend):
+    """Autograd goes only where the input is: it must not come back without what it did not find."""
+    query, key, value = (one.float().detach().requires_grad_() for one in tensors(Sizes()))
+    output = limelight.attend(query, key, value, backend=backend)
+    (grad,) = torch.autograd.grad(output.square().sum(), key, create_graph=True)
+    for one in (query, key, value):
+        with pytest.raises(BackendError, match=r"first derivatives only.*backend='reference'"):
+            torch.autograd.grad(grad.square().sum() + one.square().sum(), one, retain_graph=True)
+
+
 def test_reference_has_second_derivatives():
     query, key, value = tensors(Sizes(lead=(), H=1, G=1, T=2, S=3, D=2, E=2))
     assert torch.autograd.gradgradcheck(lambda *x: limelight.attend(*x, backend="reference"), (query, key, value))

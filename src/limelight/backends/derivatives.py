@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,14 @@ REFERENCE = "Use backend='reference', or leave out create_graph=True."
 
 
 class _Final(torch.autograd.Function):
-    """The identity, with no derivative. torch's own guard does not see that a gradient depends on saved inputs."""
+    """The identity, with no derivative. torch's own guard does not see that a gradient depends on saved inputs.
+
+    anchors: what the gradient depends on, so that whoever differentiates it by one of them comes this way, and a leaf
+    of our own for those who differentiate by everything.
+    """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, gradient: Tensor, name: str, way_out: str) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, name: str, way_out: str, *anchors: Tensor | None) -> Tensor:
         ctx.name, ctx.way_out = name, way_out
         return gradient.view_as(gradient)
 
@@ -28,11 +33,16 @@ class _Final(torch.autograd.Function):
         )
 
 
-def final(gradients: tuple[Tensor | None, ...], name: str, way_out: str = REFERENCE) -> tuple[Tensor | None, ...]:
-    """The gradients; those of a pass with create_graph=True raise BackendError when they are differentiated again."""
+def final(
+    gradients: tuple[Tensor | None, ...], name: str, way_out: str = REFERENCE, anchors: Sequence[Tensor | None] = ()
+) -> tuple[Tensor | None, ...]:
+    """The gradients; those of a pass with create_graph=True raise BackendError when they are differentiated again.
+
+    anchors: the tensors that they were computed from, with their graphs.
+    """
     if not torch.is_grad_enabled():
         return gradients
     return tuple(
-        None if one is None else _Final.apply(one.new_zeros(()).requires_grad_(), one, name, way_out)
+        None if one is None else _Final.apply(one, name, way_out, one.new_zeros(()).requires_grad_(), *anchors)
         for one in gradients
     )

@@ -99,4 +99,4 @@ class _Attention(torch.autograd.Function):
             grads = None if rows is None else kernels.backward(call, output, lse, rows, to_output, to_lse, wanted)
         if grads is None:
             grads = kernels.careful_backward(call, ctx.careful.run, tensors, to_output, to_lse)
-        return (None, None, None, *final(grads, "native"))
+        return (None, None, None, *final(grads, "native", anchors=(*tensors, *grad_outputs)))

@@ -80,7 +80,7 @@ class _Single(torch.autograd.Function):
                 outcome = blocked.forward(call, parameters)
                 to_lse = torch.zeros_like(outcome.threshold) if to_lse is None else to_lse
                 grads = blocked.Backward(call, tensors[OWN_TENSORS:], outcome, to_output, to_lse).run()
-        return (None, None, *final(grads, "streaming"))
+        return (None, None, *final(grads, "streaming", anchors=(*tensors, *grad_outputs)))
 
 
 class _Blocked(torch.autograd.Function):
@@ -104,7 +104,7 @@ class _Blocked(torch.autograd.Function):
         call, outcome = ctx.call.with_tensors(*tensors[:OWN_TENSORS]), Outcome(output, threshold, centre, total)
         with torch.no_grad(), no_autocast(call.query):
             grads = blocked.Backward(call, tuple(tensors[OWN_TENSORS:]), outcome, to_output, to_threshold).run()
-        return (None, None, *final(grads, "streaming"))
+        return (None, None, *final(grads, "streaming", anchors=(*tensors, *grad_outputs)))
 
 
 def _widened(call: Call, parameters: tuple[Any, ...]) -> tuple[Tensor, ...]:

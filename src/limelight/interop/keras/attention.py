@@ -8,7 +8,7 @@ import keras
 
 from limelight.interop.keras import pairwise, shapes, told
 from limelight.interop.keras.operations import ops
-from limelight.interop.keras.scores import VIEW, refuse_odd, refuse_overridden, refuse_symbolic, wanted
+from limelight.interop.keras.scores import VIEW, changed, refuse_odd, refuse_overridden, refuse_symbolic, wanted
 
 _OWN = ("_calculate_scores", "_apply_scores", "_calculate_score_mask")
 """What a subclass may have changed about Keras' computation."""
@@ -37,13 +37,15 @@ class _Ours:
         key = inputs[2] if len(inputs) > 2 else value
         query_mask, value_mask = mask[:2] if mask else (None, None)
         home = next(one for one in type(self).__mro__ if one in (Attention, AdditiveAttention))
-        changed = any(getattr(type(self), name) is not getattr(home, name) for name in _OWN)
+        own = changed(type(self), home, _OWN)
         odd = _odd(query, key, value, query_mask, value_mask, use_causal_mask)
-        if changed:
+        if training and self.dropout > 1:
+            odd = odd or f"dropout must be in [0, 1]; it is {self.dropout}."
+        if own:
             refuse_overridden(return_attention_view, type(self).__name__)
         if odd:
             refuse_odd(return_attention_view, odd)
-        if changed or odd or (want and want != VIEW):
+        if own or odd or (want and want != VIEW):
             with shapes.left_to_keras(odd):
                 return self._theirs.call(self, inputs, mask, training, bool(want), use_causal_mask)
         allowed = told.described(None, query_mask, value_mask, use_causal_mask=use_causal_mask)

@@ -9,7 +9,7 @@ float32 or wider. What is left of a query or a key that a mask of its own hides 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import keras
 
 from limelight.interop.keras.counter import Counter
-from limelight.interop.keras.operations import ops
+from limelight.interop.keras.operations import loop, ops
 from limelight.interop.keras.problem import DIFFERENTIABLE, Settings, Tensors
 
 _BLOCK = 1 << 22
@@ -29,21 +29,24 @@ def attention(settings: Settings, tensors: Tensors) -> Any:
     others = tuple(tensors[DIFFERENTIABLE:])
     given = tuple(one is not None for one in tensors[:DIFFERENTIABLE])
 
+    def problem(inputs: Sequence[Any]) -> _Problem:
+        have = iter(inputs)
+        return _Problem.of(settings, Tensors(*(next(have) if there else None for there in given), *others))
+
     @ops.custom_gradient
     def run(*inputs: Any) -> Any:
-        have = iter(inputs)
-        problem = _Problem.of(settings, Tensors(*(next(have) if there else None for there in given), *others))
         with _unrecorded():
-            output, lse = problem.forward()
-        result = ops.cast(ops.transpose(output, (0, 2, 1, 3)), inputs[2].dtype)
+            output, lse = problem(inputs).forward()
+            result = ops.cast(ops.transpose(output, (0, 2, 1, 3)), inputs[2].dtype)
 
         def gradient(*to_output: Any, upstream: Any = None) -> Any:
             slope = to_output[0] if upstream is None else upstream
-            return _once(backward, slope, *inputs)
+            return _once(backward, slope, result, lse, *inputs)
 
-        def backward(slope: Any, *_: Any) -> tuple[Any, ...]:
-            slope = ops.cast(ops.transpose(slope, (0, 2, 1, 3)), output.dtype)
-            grads = problem.backward(output, lse, slope)
+        def backward(slope: Any, result: Any, lse: Any, *inputs: Any) -> tuple[Any, ...]:
+            # What was wide and transposed is made again: only inputs, result and lse are kept for this.
+            slope, output = (ops.cast(ops.transpose(one, (0, 2, 1, 3)), lse.dtype) for one in (slope, result))
+            grads = problem(inputs).backward(output, lse, slope)
             return tuple(ops.cast(grad, one.dtype) for grad, one in zip(grads, inputs, strict=True))
 
         return result, gradient
@@ -131,14 +134,12 @@ class _Problem:
             weights = ops.exp(scores - base)
             shrink = ops.exp(peak - base)
             total = total * shrink + ops.sum(weights, axis=-1, keepdims=True)
-            kept = weights if self.counter is None else weights * self.counter.kept(start, size)
+            kept = weights if self.counter is None else weights * self.counter.kept(start, size, weights.dtype)
             output = output * shrink + ops.matmul(kept, _cut(self.value, start, size, 2))
             return block + 1, higher, total, output
 
         zeros = ops.matmul(none, ops.zeros_like(self.value[:, :, :1]))
-        _, peak, total, output = ops.while_loop(
-            lambda block, *_: block * size < keys, step, (0, none - math.inf, none, zeros)
-        )
+        _, peak, total, output = loop(lambda block, *_: block * size < keys, step, (0, none - math.inf, none, zeros))
         empty = total == 0
         total = ops.where(empty, 1.0, total)
         return output / total, ops.where(empty, math.inf, peak + ops.log(total))
@@ -155,7 +156,7 @@ class _Problem:
             to_weights = ops.matmul(slope, ops.swapaxes(_cut(self.value, start, size, 2), -1, -2))
             dropped = weights
             if self.counter is not None:
-                kept = self.counter.kept(start, size)
+                kept = self.counter.kept(start, size, weights.dtype)
                 dropped, to_weights = weights * kept, to_weights * kept
             to_scores = weights * (to_weights - delta)
             to_value = _add(to_value, start, size, ops.matmul(ops.swapaxes(dropped, -1, -2), slope))
@@ -170,7 +171,7 @@ class _Problem:
 
         zeros = tuple(ops.zeros_like(one) for one in (self.query, self.key, self.value))
         to_vector = ops.zeros_like(self.query[0, 0, 0] if self.vector is None else self.vector)
-        found = ops.while_loop(lambda block, *_: block * size < keys, step, (0, *zeros, to_vector))
+        found = loop(lambda block, *_: block * size < keys, step, (0, *zeros, to_vector))
         return self._given(*found[1:])
 
     def _given(self, to_query: Any, to_key: Any, to_value: Any, to_vector: Any) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,9 @@ from limelight.interop.keras.problem import Settings, Tensors
 BACKEND = keras.backend.backend()
 """Keras settles it when it is imported."""
 
+_EXPORTERS = ("keras.src.export.", "tensorflow.python.saved_model.", "jax._src.export.")
+"""Modules whose functions trace a model to write it to a file."""
+
 _WAYS = ("auto", "kernels", "blocks")
 _way: ContextVar[str] = ContextVar("limelight_keras_way", default="auto")
 
@@ -26,11 +30,11 @@ def computed(way: str) -> Iterator[None]:
 
     "kernels": our own kernels; TensorFlow and JAX reach them by a callback, on the CPU. "blocks": block by block in
     `keras.ops`, which XLA compiles, runs anywhere and can be exported. "auto", as without this: kernels where they can
-    be reached, else blocks. On the torch backend every way means `limelight.attend`.
+    be reached, else blocks, also while a model is exported. On the torch backend every way means `limelight.attend`.
 
     Errors: ArgumentError for another name.
 
-    Example: `with computed("blocks"): model.export("served")`.
+    Example: `with computed("blocks"): model.predict(x)`.
     """
     require_choice("way", way, _WAYS)
     token = _way.set(way)
@@ -56,11 +60,21 @@ def attention(settings: Settings, tensors: Tensors) -> Any:
     else:
         from limelight.interop.keras import on_jax as there
     way = _way.get()
-    if way == "kernels" or (way == "auto" and there.reachable()):
+    if way == "kernels" or (way == "auto" and there.reachable() and (_eager(tensors) or not _exporting())):
         return there.attention(settings, tensors)
     from limelight.interop.keras import blocks
 
     return blocks.attention(settings, tensors)
+
+
+def _exporting() -> bool:
+    """Whether what is traced now is to run elsewhere, where there is nothing of ours to call back."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(_EXPORTERS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def look(settings: Settings, tensors: Tensors) -> Any:

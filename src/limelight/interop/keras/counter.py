@@ -28,12 +28,12 @@ class Counter:
         place = plane[..., None] * queries + ops.arange(queries, dtype="int32")
         return cls(rate, low, high, _fresh(place, low, high, 0)[..., None])
 
-    def kept(self, start: Any, size: Any) -> Any:
+    def kept(self, start: Any, size: Any, dtype: Any) -> Any:
         """[B, H, T, size]: 1 / (1 - rate) where a weight of keys [start, start + size) is kept, 0 where dropped."""
         column = _fresh(-1 - (start + ops.arange(size, dtype="int32")), self.low, self.high, -1)
         bits = _mix(ops.bitwise_xor(self.row, column))
         threshold = min(round(self.rate * 2**32), 2**32 - 1) - 2**31
-        return ops.cast(bits >= threshold, "float32") / (1.0 - self.rate)
+        return ops.cast(bits >= threshold, dtype) / (1.0 - self.rate)
 
 
 def _fresh(counter: Any, low: Any, high: Any, above: int) -> Any:

@@ -9,7 +9,11 @@ import keras
 from limelight.interop.keras import shapes, told
 from limelight.interop.keras.operations import ops
 from limelight.interop.keras.problem import Allowed
-from limelight.interop.keras.scores import VIEW, refuse_odd, refuse_overridden, refuse_symbolic, wanted
+from limelight.interop.keras.scores import VIEW, changed, refuse_odd, refuse_overridden, refuse_symbolic, wanted
+
+_MASKS = ("_compute_causal_mask", "_compute_sliding_window_mask")
+_OWN = ("_compute_attention", "_compute_attention_mask", "_masked_softmax", *_MASKS)
+"""What a subclass may have changed about Keras' computation."""
 
 
 class _WithoutFlash:
@@ -101,7 +105,8 @@ class MultiHeadAttention(_WithoutFlash, keras.layers.MultiHeadAttention):
     def _compute_attention_mask(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, query: Any, value: Any, **masks: Any
     ) -> Any:
-        if type(self)._compute_attention is not MultiHeadAttention._compute_attention or len(query.shape) != 3:
+        own = changed(type(self), MultiHeadAttention, ("_compute_attention", "_masked_softmax", *_MASKS))
+        if own or len(query.shape) != 3:
             return super()._compute_attention_mask(query, value, **masks)
         odd = told.odd_masks(query, value, **masks)
         return told.described(self._sliding_window, **masks) if odd is None else Allowed(odd=odd, masks=masks)
@@ -123,9 +128,12 @@ class MultiHeadAttention(_WithoutFlash, keras.layers.MultiHeadAttention):
         flat = len(query.shape) == 4
         allowed = told.as_allowed(attention_mask, use_causal_mask)
         odd = allowed.odd or told.odd_heads(query, key, value, allowed.pairs, axes)
+        own = changed(type(self), MultiHeadAttention, ("_masked_softmax",))
         if odd:
             refuse_odd(want == VIEW, odd)
-        if odd or (want != VIEW and (want or (allowed.anything and not flat))):
+        if own:
+            refuse_overridden(want == VIEW, type(self).__name__)
+        if own or odd or (want != VIEW and (want or (allowed.anything and not flat))):
             never = odd is not None and shapes.unequal(key, value)
             with shapes.left_to_keras(odd, never=never):
                 mask = told.multiplied_out(super()._compute_attention_mask, query, value, attention_mask)
@@ -167,38 +175,29 @@ class GroupedQueryAttention(_WithoutFlash, keras.layers.GroupQueryAttention):
         theirs = keras.layers.GroupQueryAttention
         masks = {"query_mask": query_mask, "value_mask": value_mask, "key_mask": key_mask}
         masks |= {"attention_mask": attention_mask, "use_causal_mask": use_causal_mask}
-        if type(self)._compute_attention is not theirs._compute_attention:
+        own = changed(type(self), theirs, _OWN)
+        if own:
             refuse_overridden(return_attention_view, type(self).__name__)
-            return super().call(query, value, key, **masks, training=training, return_attention_scores=want)
         key = value if key is None else key
-        odd = told.odd_grouped(query, key, value, self.num_query_heads, masks)
+        odd = None if own else told.odd_grouped(query, key, value, self.num_query_heads, masks)
         if odd:
             refuse_odd(return_attention_view, odd)
-            never = shapes.unequal(key, value)
+        if own or odd or (want and want != VIEW):
+            never = odd is not None and shapes.unequal(key, value)
             with shapes.left_to_keras(odd, never=never):
                 return super().call(query, value, key, **masks, training=training, return_attention_scores=want)
         allowed = told.described(self.sliding_window, **masks)
         gate = self._gate_dense(query) if self.use_gate else None
-        projected = self._query_dense(query), self._key_dense(key), self._value_dense(value)
-        output, seen = self._attention(*projected, allowed, training, want)
+        inputs = self._query_dense(query), self._key_dense(key), self._value_dense(value)
+        seed = self._dropout_layer.seed_generator.next() if training and self.dropout > 0 else None
+        output, view = told.attention(self._inverse_sqrt_head_dim, self.dropout, inputs, allowed, seed, want)
         output = self._output_dense(output if gate is None else ops.multiply(output, gate))
-        return (output, seen) if want else output
+        return (output, view) if want else output
 
     def compute_output_spec(self, *args: Any, return_attention_view: bool = False, **kwargs: Any) -> Any:
         """What the result looks like."""
         refuse_symbolic(return_attention_view)
         return super().compute_output_spec(*args, **kwargs)
-
-    def _attention(self, query: Any, key: Any, value: Any, allowed: Any, training: bool | None, want: Any) -> Any:
-        """(output [B, T, U, H], scores, view or None)."""
-        if want and want != VIEW:
-            self._return_attention_scores = True
-            mask = told.multiplied_out(super()._compute_attention_mask, query, value, allowed)
-            key, value = (ops.repeat(one, self.num_repeats, axis=2) for one in (key, value))
-            return super()._compute_attention(query, key, value, attention_mask=mask, training=training)
-        seed = self._dropout_layer.seed_generator.next() if training and self.dropout > 0 else None
-        inputs = (query, key, value)
-        return told.attention(self._inverse_sqrt_head_dim, self.dropout, inputs, allowed, seed, want)
 
 
 GroupQueryAttention = GroupedQueryAttention

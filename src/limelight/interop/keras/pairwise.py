@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limelight.interop.keras.operations import ops
+from limelight.interop.keras.operations import loop, ops
 
 _BLOCK = 1 << 22
 """Numbers of the largest tensor of a block."""
@@ -26,7 +26,7 @@ def scores(query: Any, key: Any, vector: Any) -> Any:
             return place + 1, ops.slice_update(found, (0, start, 0), block)
 
         empty = ops.zeros_like(ops.matmul(query[..., :1], ops.swapaxes(key[..., :1], -1, -2)))
-        _, found = ops.while_loop(more, forward, (0, empty))
+        _, found = loop(more, forward, (0, empty))
 
         def gradient(*to_scores: Any, upstream: Any = None) -> Any:
             slope = to_scores[0] if upstream is None else upstream
@@ -43,7 +43,7 @@ def scores(query: Any, key: Any, vector: Any) -> Any:
                 return place + 1, to_query, to_key + ops.sum(inner, axis=1), to_vector + ops.sum(part * rise, (0, 1, 2))
 
             zeros = tuple(ops.zeros_like(one) for one in (query, key, vector))
-            return tuple(ops.while_loop(more, backward, (0, *zeros))[1:])
+            return tuple(loop(more, backward, (0, *zeros))[1:])
 
         return found, gradient
 

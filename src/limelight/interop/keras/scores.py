@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from limelight.errors import ArgumentError
@@ -18,6 +19,11 @@ def wanted(scores: Any, view: bool) -> Any:
             "A view gives the scores too: view.dense()."
         )
     return VIEW if view else scores
+
+
+def changed(layer: type, home: type, names: Sequence[str]) -> bool:
+    """Whether a subclass has methods of its own in place of those that `home` has under these names."""
+    return any(getattr(layer, name) is not getattr(home, name) for name in names)
 
 
 def refuse_symbolic(view: bool) -> None:

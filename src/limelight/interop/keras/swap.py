@@ -26,7 +26,7 @@ def convert(model: Any) -> Any:
         model: Functional or Sequential, for instance from `keras.models.load_model`; models inside of it are converted
             too. A subclass of `keras.Model` makes its layers itself: import ours there.
 
-    Result: a new model with weights of its own; compiled in the same way, if it was, with a fresh optimizer.
+    Result: a new model with weights of its own; compiled in the same way, if it was, its optimizer where that one's is.
 
     Errors: ValueError of Keras for a model that cannot be cloned.
 
@@ -49,4 +49,8 @@ def _swapped(model: Any, into: dict[Any, Any]) -> Any:
     again.set_weights(model.get_weights())
     if model.compiled:
         again.compile_from_config(model.get_compile_config())
+        if model.optimizer.built:
+            again.optimizer.build(again.trainable_variables)
+            for mine, theirs in zip(again.optimizer.variables, model.optimizer.variables, strict=True):
+                mine.assign(theirs)
     return again

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
+
 from limelight.interop.keras import compute, shapes
 from limelight.interop.keras.operations import ops
 from limelight.interop.keras.problem import Allowed, Settings, Tensors
@@ -96,20 +98,29 @@ def attention(
 ) -> tuple[Any, Any]:
     """(output [B, T, H, E], view or None) of query, key and value in Keras' layout; dropout where there is a seed.
 
-    The three and their masks may have a batch of 1 where others have B.
+    The three may differ in dtype, and they and their masks may have a batch of 1 where others have B.
     """
-    settings = Settings(scale, allowed.causal, allowed.window, 0.0 if seed is None else dropout)
+    rate = 0.0 if seed is None else dropout
+    # Keras takes a dropout of 1 too: every weight is dropped.
+    settings = Settings(scale, allowed.causal, allowed.window, 0.0 if rate == 1.0 else rate)
     pairs = allowed.pairs
     while pairs is not None and len(pairs.shape) < 4:
         pairs = ops.expand_dims(pairs, -3)
     batch = next((ops.shape(one)[0] for one in inputs if one.shape[0] != 1), 1)
-    query, key, value = (shapes.widened(one, (batch,), 3) for one in inputs)
+    dtype = keras.backend.result_type(*(one.dtype for one in (*inputs, vector) if one is not None))
+    query, key, value = (shapes.widened(_as(one, dtype), (batch,), 3) for one in inputs)
     query_mask, key_mask = (
         None if mask is None else shapes.widened(mask, (batch, ops.shape(one)[1]))
         for mask, one in ((allowed.query_mask, query), (allowed.key_mask, key))
     )
+    vector = None if vector is None else _as(vector, dtype)
     tensors = Tensors(query, key, value, vector, query_mask, key_mask, pairs, seed)
-    return compute.look(settings, tensors) if want == VIEW else (compute.attention(settings, tensors), None)
+    output, view = compute.look(settings, tensors) if want == VIEW else (compute.attention(settings, tensors), None)
+    return (output * 0.0 if rate == 1.0 else output), view
+
+
+def _as(tensor: Any, dtype: str) -> Any:
+    return tensor if keras.backend.standardize_dtype(tensor.dtype) == dtype else ops.cast(tensor, dtype)
 
 
 def one_head(tensor: Any) -> Any:
