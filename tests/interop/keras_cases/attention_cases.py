@@ -87,6 +87,45 @@ def test_dropout_drops_and_keeps_the_mean():
     assert np.abs(mean - calm[0]).max() < 0.3 * np.abs(first - calm).max()
 
 
+@pytest.mark.parametrize("kind", ["dot", "additive"])
+def test_a_dropout_of_1_drops_everything(kind):
+    name, options = LAYERS[kind]
+    mine, other = pair(name, [X, V], dropout=1.0, **options)
+    found, want = (array(layer([X, V], training=True)) for layer in (mine, other))
+    np.testing.assert_array_equal(found, want)
+    assert not found.any()
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 unless told so")
+@pytest.mark.parametrize("kind", ["dot", "scaled", "concat", "additive"])
+def test_float64_comes_out_as_it_does_of_keras(kind):
+    """On torch Keras' matmul makes float32 of float64, and so its layers do."""
+    name, options = LAYERS[kind]
+    mine, other = pair(name, [X, V], dtype="float64", **options)
+    for calls in ({}, {"return_attention_scores": True}):
+        found, want = (layer([X, V], **calls) for layer in (mine, other))
+        for one, known in zip(*(each if calls else (each,) for each in (found, want)), strict=True):
+            assert keras.backend.standardize_dtype(one.dtype) == keras.backend.standardize_dtype(known.dtype)
+            np.testing.assert_allclose(array(one), array(known), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 unless told so")
+def test_without_autocast_dtypes_meet_as_in_keras():
+    for inputs in ([X, V.astype("float64")], [X.astype("float64"), V, V.astype("float64")]):
+        found, want = (home.Attention(autocast=False)(inputs) for home in (ours, keras.layers))
+        assert keras.backend.standardize_dtype(found.dtype) == keras.backend.standardize_dtype(want.dtype)
+        np.testing.assert_allclose(array(found), array(want), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [((B, 0, D), (B, S, D)), ((B, T, D), (B, 0, D)), ((B, T, D), (B, B, S, D))])
+def test_scores_of_odd_inputs_are_those_of_keras(sizes):
+    mine, other = pair("AdditiveAttention", [X, V])
+    inputs = [random(*size, seed=place) for place, size in enumerate(sizes)]
+    found, want = (layer(inputs, return_attention_scores=True) for layer in (mine, other))
+    for one, known in zip(found, want, strict=True):
+        np.testing.assert_allclose(array(one), array(known), **TOLERANCE)
+
+
 def test_masks_of_keras_are_found_and_handed_on():
     tokens = np.array([[3, 4, 1, 0, 0], [1, 2, 3, 4, 0]])
     embedded = keras.layers.Embedding(6, D, mask_zero=True)(tokens)

@@ -219,6 +219,32 @@ def test_bad_calls_raise_the_same(name):
         assert kinds[0] is kinds[1]
 
 
+def test_scores_read_a_mask_of_floats_as_keras_does():
+    """For GroupQueryAttention a mask of 0.3 is True where it computes the output alone, False where it gives scores."""
+    mine, other = pair("GroupQueryAttention", X, Y, **LAYERS["GroupQueryAttention"])
+    mask = np.where(PATTERN, np.float32(1.0), np.float32(0.3))
+    found, want = (layer(X, Y, attention_mask=mask, return_attention_scores=True) for layer in (mine, other))
+    for one, known in zip(found, want, strict=True):
+        np.testing.assert_allclose(array(one), array(known), **TOLERANCE)
+
+
+def test_masks_of_a_subclass_are_kept():
+    def backwards(base):
+        class Backwards(base):
+            def _compute_causal_mask(self, query, value=None):
+                return ops.flip(super()._compute_causal_mask(query, value), axis=1)
+
+        return Backwards
+
+    for name in LAYERS:
+        found, want = (backwards(getattr(home, name))(**LAYERS[name]) for home in (ours, keras.layers))
+        for layer in (found, want):
+            layer(X, Y)
+        found.set_weights(want.get_weights())
+        masks = {"use_causal_mask": True, "value_mask": KEPT}  # with causal alone Keras asks its backend for it
+        np.testing.assert_allclose(array(found(X, Y, **masks)), array(want(X, Y, **masks)), **TOLERANCE)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_view_has_its_limits(name):
     mine, _ = pair(name, X, Y, **LAYERS[name])

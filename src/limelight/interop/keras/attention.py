@@ -54,7 +54,7 @@ class _Ours:
         prepared, key, vector = self._prepared(query, key)
         flat = tuple(told.one_head(one) for one in (prepared, key, value))
         output, view = told.attention(1.0, self.dropout, flat, allowed, seed, want, vector)
-        output = ops.reshape(output, (*ops.shape(query)[:-1], value.shape[-1]))
+        output = _as_matmul(ops.reshape(output, (*ops.shape(query)[:-1], value.shape[-1])))
         return (output, view) if want else output
 
     def compute_output_spec(self: Any, *args: Any, return_attention_view: bool = False, **kwargs: Any) -> Any:
@@ -67,9 +67,10 @@ class _Ours:
         prepared, keys, vector = self._prepared(query, key)
         if (
             vector is None
-            or len(query.shape) != 3
+            or not len(query.shape) == len(key.shape) == 3
             or shapes.odd_inputs(query, key, key)
             or query.shape[0] != key.shape[0]
+            or 0 in (*query.shape, *key.shape)
         ):
             return self._theirs._calculate_scores(self, query, key)
         return pairwise.scores(prepared, keys, vector)
@@ -89,6 +90,13 @@ def _odd(query: Any, key: Any, value: Any, query_mask: Any, value_mask: Any, cau
     return shapes.odd_vector("the mask of query", query_mask, query.shape[1], query, value) or shapes.odd_vector(
         "the mask of value", value_mask, value.shape[1], query, value
     )
+
+
+def _as_matmul(output: Any) -> Any:
+    """The output in the dtype of Keras' `ops.matmul`, which on torch is float32 for float64 too."""
+    dtype = keras.backend.standardize_dtype(output.dtype)
+    narrow = keras.backend.backend() == "torch" and dtype == "float64"
+    return ops.cast(output, "float32") if narrow else output
 
 
 def _aligned(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:

@@ -1,4 +1,7 @@
-"""Dense additive scores for whoever asks for them: B x T x S numbers, and not times the width as in Keras."""
+"""Dense additive scores for whoever asks for them: B x T x S numbers, and not times the width as in Keras.
+
+No `ops.matmul`, which makes float32 of float64 on torch.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ def scores(query: Any, key: Any, vector: Any) -> Any:
 
         def forward(place: Any, found: Any) -> Any:
             start = ops.minimum(place * size, queries - size)
-            block = ops.squeeze(ops.matmul(_rise(query, key, start, size), vector[:, None]), -1)
+            block = ops.sum(_rise(query, key, start, size) * vector, axis=-1)
             return place + 1, ops.slice_update(found, (0, start, 0), block)
 
-        empty = ops.zeros_like(ops.matmul(query[..., :1], ops.swapaxes(key[..., :1], -1, -2)))
+        empty = ops.zeros_like(query[..., :1] * ops.swapaxes(key[..., :1], -1, -2))
         _, found = loop(more, forward, (0, empty))
 
         def gradient(*to_scores: Any, upstream: Any = None) -> Any:

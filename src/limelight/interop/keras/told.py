@@ -107,7 +107,7 @@ def attention(
     while pairs is not None and len(pairs.shape) < 4:
         pairs = ops.expand_dims(pairs, -3)
     batch = next((ops.shape(one)[0] for one in inputs if one.shape[0] != 1), 1)
-    dtype = keras.backend.result_type(*(one.dtype for one in (*inputs, vector) if one is not None))
+    dtype = _widest(*inputs, vector)
     query, key, value = (shapes.widened(_as(one, dtype), (batch,), 3) for one in inputs)
     query_mask, key_mask = (
         None if mask is None else shapes.widened(mask, (batch, ops.shape(one)[1]))
@@ -117,6 +117,12 @@ def attention(
     tensors = Tensors(query, key, value, vector, query_mask, key_mask, pairs, seed)
     output, view = compute.look(settings, tensors) if want == VIEW else (compute.attention(settings, tensors), None)
     return (output * 0.0 if rate == 1.0 else output), view
+
+
+def _widest(*tensors: Any) -> str:
+    # Keras knows no float64 but on TensorFlow: two of float64 are float32 to it.
+    dtypes = {keras.backend.standardize_dtype(one.dtype) for one in tensors if one is not None}
+    return "float64" if "float64" in dtypes else keras.backend.result_type(*dtypes)
 
 
 def _as(tensor: Any, dtype: str) -> Any:
