@@ -29,7 +29,7 @@ _LEFT_TO_OTHERS = {
         *("test_value_and_output_widths", "test_own_computation", "test_own_scores", "test_conversion", "test_weight"),
         *("test_dtypes[GroupQueryAttention", "float16", "test_rows_without_keys_give_nothing[Group"),
         *("test_dropout[Group", "test_masks_of_keras_are_found[Group", "test_scores_and_dropout"),
-        *("test_masks_of_a_subclass", "test_a_dropout_of_1", "test_scores_read_a_mask"),
+        *("test_masks_of_a_subclass", "test_a_dropout_of_1", "test_scores_read_a_mask", "test_a_saved_model_goes_on"),
         *("test_nothing_of_queries_times_keys[AdditiveAttention-blocks", "test_symbolic", "test_configurations"),
     ),
 }
