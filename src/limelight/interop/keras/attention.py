@@ -67,8 +67,8 @@ class _Ours:
         prepared, keys, vector = self._prepared(query, key)
         if (
             vector is None
-            or not len(query.shape) == len(key.shape) == 3
             or shapes.odd_inputs(query, key, key)
+            or not len(query.shape) == len(key.shape) == 3
             or query.shape[0] != key.shape[0]
             or 0 in (*query.shape, *key.shape)
         ):
