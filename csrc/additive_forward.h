@@ -9,6 +9,7 @@
 
 #include "additive_block.h"
 #include "dropout.h"
+#include "gathered.h"
 #include "softmax.h"
 
 namespace limelight::LIMELIGHT_ISA::additive {
@@ -45,7 +46,7 @@ struct ForwardPlan {
 class ForwardPass {
  public:
   ForwardPass(const Forward& call, const ForwardPlan& plan)
-      : call_(call), plan_(plan), single_(call.T == 1), width_(padded(call.E)), keep_(call.dropout.rate),
+      : call_(call), plan_(plan), single_(call.T == 1), width_(padded(call.E)), keep_(call.dropout.rate), pool_(call),
         scratch_(floats(call, plan)), slots_(static_cast<size_t>(single_ ? 0 : plan.slots)) {
     queries_.place(plan.rows, call.D, scratch_);
     vector_.place(call.D, scratch_.take(Vector::floats(call.D)));
@@ -63,8 +64,9 @@ class ForwardPass {
     }
   }
 
-  // Queries [first, first + rows) of head h; what the keys receive is added to `received` [S].
-  void run(int64_t n, int64_t h, int64_t first, int64_t rows, float* received) {
+  // Queries [first, first + rows) of head h; what the keys receive is added to `received` [S], and the cells of `pooled`
+  // take their part of the weights.
+  void run(int64_t n, int64_t h, int64_t first, int64_t rows, float* received, float* pooled) {
     n_ = n, h_ = h, group_ = h / (call_.H / call_.G), first_ = first, rows_ = rows;
     const int64_t head = call_.vector_head ? h : 0;
     if (head != vector_of_) vector_.prepare(call_.vector + h * call_.vector_head, call_.D);
@@ -73,7 +75,7 @@ class ForwardPass {
     const int64_t start = all.first / KEYS * KEYS;
     std::fill(sum_, sum_ + rows * width_, 0.0f);
     if (!all.empty()) score(start, all);
-    for (int64_t r = 0; r < rows; r++) soften(r, start, all, received);
+    for (int64_t r = 0; r < rows; r++) soften(r, start, all, received, pooled);
     if (!all.empty()) weigh(start, all);
     for (int64_t r = 0; r < rows; r++) {
       Tensor output = call_.output;
@@ -143,7 +145,7 @@ class ForwardPass {
   }
 
   // Row r of scores becomes weights, 0 beside the row's own keys, and is observed.
-  void soften(int64_t r, int64_t start, Span all, float* received) {
+  void soften(int64_t r, int64_t start, Span all, float* received, float* pooled) {
     const int64_t row = (n_ * call_.H + h_) * call_.T + first_ + r;
     const Span keys = spans_[r];
     float *all_s = scores_ + r * plan_.stride, *s = all_s + (keys.first - start);
@@ -172,21 +174,25 @@ class ForwardPass {
     if (call_.seen.distance) call_.seen.distance[row] = of_keys == 0 ? 0.0f : sum_of(away) / of_keys;
     if (call_.seen.top)
       for (int32_t k = 0; k < call_.seen.top; k++) call_.seen.top_weight[row * call_.seen.top + k] *= inverse;
-    finish_weights(row, s, keys, inverse, received);
+    for (int64_t j = 0; j < count; j += W) store(s + j, load(s + j) * inverse);
+    gather(first_ + r, s, keys, received, pooled);
+    if (columns_) drop(row, s, keys);
     std::fill(all_s + (all.first - start), s, 0.0f);
     std::fill(s + count, std::max(s + count, all_s + (all.last - start)), 0.0f);
   }
 
-  // Weights are divided by their sum, added to what the keys received, and dropped.
-  void finish_weights(int64_t row, float* s, Span keys, float inverse, float* received) {
-    const float by = call_.seen.row_weight ? call_.seen.row_weight[row] : 1.0f;
-    const uint32_t bits = columns_ ? dropout_row(row, call_.dropout.seed) : 0;
-    for (int64_t j = keys.first; j < keys.last; j += W, s += W) {
-      vf p = load(s) * inverse;
-      if (received) store(received + j, load(received + j) + p * by);
-      if (columns_) p *= keep_.kept(bits, columns_ + j);
-      store(s, p);
-    }
+  // What is gathered of the weights p of query i.
+  void gather(int64_t i, const float* p, Span keys, float* received, float* pooled) const {
+    const float by = call_.seen.row_weight ? call_.seen.row_weight[(n_ * call_.H + h_) * call_.T + i] : 1.0f;
+    const int64_t count = keys.last - keys.first;
+    for (int64_t j = 0; received && j < count; j++) received[keys.first + j] += p[j] * by;
+    if (float* chosen = chosen_row(call_, n_, h_, i)) std::copy(p, p + count, chosen + keys.first);
+    if (pooled) pool_.pour(p, keys.first, count, pool_.row_of(i), pooled);
+  }
+
+  void drop(int64_t row, float* p, Span keys) const {
+    const uint32_t bits = dropout_row(row, call_.dropout.seed);
+    for (int64_t j = keys.first; j < keys.last; j += W, p += W) store(p, load(p) * keep_.kept(bits, columns_ + j));
   }
 
   // Indices, and weights times the row's sum.
@@ -229,6 +235,7 @@ class ForwardPass {
   const bool single_;  // one query: its keys are not worth deriving anything from
   const int64_t width_;
   const DropoutRule keep_;
+  const Pool pool_;
   Scratch scratch_;
   Queries queries_;
   Vector vector_;
@@ -250,32 +257,22 @@ inline bool additive_forward(const Forward& call) {
   if (plan.units == 0) return true;
   const int parts = additive::parts_for(call, plan.units, pairs_of(call) * (0.1 * call.D + 0.03 * call.E));
   const std::vector<int64_t> ends = balanced(plan.costs, parts);
-  // What a head's keys receive is summed by the part that begins the head; parts that go on with it have sums of their own.
-  const int64_t room = call.S + W;
-  std::vector<float> own(call.seen.received ? static_cast<size_t>(2 * parts * room) : 0);
+  HeadSums received(call.seen.received, call.S, plan.per_head, ends);
+  const Pooled& cells = call.seen.pooled;
+  HeadSums pooled(cells.to, cells.rows * cells.columns, plan.per_head, ends, cells.largest);
   std::vector<char> clean(static_cast<size_t>(parts), 1);
   in_parallel(parts, [&](int part) {
     const int64_t begin = ends[static_cast<size_t>(part)], end = ends[static_cast<size_t>(part) + 1];
     if (begin == end) return;
     additive::ForwardPass pass(call, plan);
-    float* const carried = own.data() + 2 * part * room;
     for (int64_t unit = begin; unit < end; unit++) {
       const int64_t plane = unit / plan.per_head, first = unit % plan.per_head * plan.rows;
-      const bool goes_on = plane * plan.per_head < begin;
-      float* received = call.seen.received ? goes_on ? carried : carried + room : nullptr;
-      pass.run(plane / call.H, plane % call.H, first, std::min(plan.rows, call.T - first), received);
-      if (!received || goes_on || (unit + 1 < end && (unit + 1) % plan.per_head)) continue;
-      for (int64_t j = 0; j < call.S; j++) call.seen.received[plane * call.S + j] += received[j];
-      std::fill(received, received + room, 0.0f);
+      const int64_t rows = std::min(plan.rows, call.T - first);
+      pass.run(plane / call.H, plane % call.H, first, rows, received.of(part, plane), pooled.of(part, plane));
     }
     clean[static_cast<size_t>(part)] = pass.clean();
   });
-  for (int part = 1; call.seen.received && part < parts; part++) {
-    const int64_t begin = ends[static_cast<size_t>(part)];
-    if (begin == ends[static_cast<size_t>(part) + 1] || begin % plan.per_head == 0) continue;
-    float* received = call.seen.received + begin / plan.per_head * call.S;
-    for (int64_t j = 0; j < call.S; j++) received[j] += own[static_cast<size_t>(2 * part * room + j)];
-  }
+  received.join(), pooled.join();
   return std::all_of(clean.begin(), clean.end(), [](char one) { return one; });
 }
 

@@ -13,6 +13,7 @@ namespace {
 using limelight::Backward;
 using limelight::Call;
 using limelight::Forward;
+using limelight::Observed;
 using limelight::Tensor;
 
 // The numbers of a tuple one after the other.
@@ -29,8 +30,9 @@ class Numbers {
     t.n = whole(), t.head = whole(), t.row = whole(), t.column = whole();
     return t;
   }
+  bool more() const { return place_ < nb::len(from_); }
   void end() const {
-    if (place_ != nb::len(from_)) throw std::invalid_argument("limelight._native: a call of another length");
+    if (more()) throw std::invalid_argument("limelight._native: a call of another length");
   }
 
  private:
@@ -58,6 +60,22 @@ void read(Numbers& from, Call& call) {
   call.sink_n = from.whole(), call.sink_head = from.whole();
 }
 
+void read(Numbers& from, Observed& seen) {
+  seen.entropy = from.pointer<float>();
+  seen.distance = from.pointer<float>();
+  seen.received = from.pointer<float>();
+  seen.row_weight = from.pointer<float>();
+  seen.top_index = from.pointer<int64_t>();
+  seen.top_weight = from.pointer<float>();
+  seen.top = static_cast<int32_t>(from.whole());
+  seen.chosen = from.pointer<int64_t>();
+  seen.chosen_count = from.whole();
+  seen.chosen_weight = from.pointer<float>();
+  seen.pooled.to = from.pointer<float>();
+  seen.pooled.rows = from.whole(), seen.pooled.columns = from.whole();
+  seen.pooled.largest = from.whole() != 0;
+}
+
 Forward forward_of(nb::tuple numbers) {
   Numbers from(numbers);
   Forward call;
@@ -65,13 +83,7 @@ Forward forward_of(nb::tuple numbers) {
   call.output = from.tensor();
   call.lse = from.pointer<float>();
   call.rows = from.pointer<float>();
-  call.seen.entropy = from.pointer<float>();
-  call.seen.distance = from.pointer<float>();
-  call.seen.received = from.pointer<float>();
-  call.seen.row_weight = from.pointer<float>();
-  call.seen.top_index = from.pointer<int64_t>();
-  call.seen.top_weight = from.pointer<float>();
-  call.seen.top = static_cast<int32_t>(from.whole());
+  if (from.more()) read(from, call.seen);
   from.end();
   return call;
 }

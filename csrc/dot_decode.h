@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "gathered.h"
 #include "product.h"
 #include "softmax.h"
 
@@ -70,7 +71,8 @@ class DotDecode {
  public:
   explicit DotDecode(const Forward& call)
       : call_(call), shared_(call.H / call.G), rows_(shared_ * call.T), width_(padded(call.E)),
-        stretches_((call.S + STRETCH - 1) / STRETCH), looks_back_(call.seen.received || call.seen.top),
+        stretches_((call.S + STRETCH - 1) / STRETCH), pool_(call),
+        looks_back_(call.seen.received || call.seen.top || call.seen.chosen_count || pool_),
         units_(call.N * call.G), parts_(threads_for(call, pairs_of(call) * (call.D + call.E), 100000)), cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
         own_size_(rows_ * (Scratch::room(call.D) + STRETCH + 3 * W + 2) + AT_ONCE * call.D + STRETCH * call.E + 9 * 16),
         scratch_(units_ * cuts_ * rows_ * width_ + (looks_back_ ? units_ * rows_ * stretches_ * STRETCH : 0) +
@@ -208,7 +210,7 @@ class DotDecode {
     for (int64_t x = 0; x < width_; x += W) store(sums + x, load(sums + x) * change + load(more + x) * other_change);
   }
 
-  // Received mass and strongest links of a row, from its scores.
+  // Strongest links of a row, and what is gathered of its weights, from its scores.
   void look_back(int64_t unit, int64_t r, int64_t n, int64_t h, int64_t i, float m, float inverse, Strongest& strongest) const {
     const Span all = keys_of_rows(call_, n, 0, call_.T);
     const int64_t from = std::max<int64_t>(0, all.first) / STRETCH * STRETCH;
@@ -220,17 +222,25 @@ class DotDecode {
       for (int64_t j = from; j < to; j += STRETCH) strongest.see(0, s + j, j, 0, STRETCH, highest(s + j, 0, STRETCH));
       strongest.write(call_.seen, line, 0, m, inverse);
     }
-    if (call_.seen.received && inverse > 0) {
-      float* received = call_.seen.received + (n * call_.H + h) * call_.S;
-      const float factor = call_.seen.row_weight ? inverse * call_.seen.row_weight[line] : inverse;
-      int64_t j = from;
-      for (; j + W <= std::min(to, call_.S); j += W) store(received + j, load(received + j) + exp(load(s + j) - m) * factor);
-      for (; j < std::min(to, call_.S); j++) received[j] += exp_scalar(s[j] - m) * factor;
+    float* received = call_.seen.received ? call_.seen.received + (n * call_.H + h) * call_.S : nullptr;
+    float* pooled = pool_ ? call_.seen.pooled.to + (n * call_.H + h) * pool_.size() : nullptr;
+    float* chosen = chosen_row(call_, n, h, i);
+    if (!(inverse > 0) || !(received || pooled || chosen)) return;
+    const float by = call_.seen.row_weight ? call_.seen.row_weight[line] : 1.0f;
+    for (int64_t j = from; j < std::min(to, call_.S); j += STRETCH) {
+      const int64_t count = std::min(STRETCH, call_.S - j);
+      float p[STRETCH];
+      std::copy(s + j, s + j + STRETCH, p);
+      weigh(p, STRETCH, m, inverse);
+      for (int64_t x = 0; received && x < count; x++) received[j + x] += p[x] * by;
+      if (chosen) std::copy(p, p + count, chosen + j);
+      if (pooled) pool_.pour(p, j, count, pool_.row_of(i), pooled);
     }
   }
 
   const Forward& call_;
   int64_t shared_, rows_, width_, stretches_;
+  Pool pool_;
   bool looks_back_;
   int64_t units_, parts_, cuts_, own_size_;
   Scratch scratch_;

@@ -7,6 +7,7 @@
 
 #include "dot_decode.h"
 #include "dropout.h"
+#include "gathered.h"
 #include "product.h"
 #include "softmax.h"
 
@@ -24,7 +25,7 @@ inline int64_t blocks_of(int64_t keys) { return (keys + KEYS - 1) / KEYS; }
 inline bool packed_once(const Forward& call) { return blocks_of(call.S) * KEYS * (call.D + padded(call.E)) <= PACKED; }
 
 // Whether something is gathered once a row is complete, from what was kept of all its weights.
-inline bool looks_back(const Forward& call) { return call.seen.received; }
+inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.pooled.to; }
 
 // Queries per unit: even parts of T, whole groups, and fewer where something of all keys is kept, but not so few that
 // packing for each unit would show.
@@ -42,7 +43,7 @@ class DotForward {
  public:
   DotForward(const Forward& call, int64_t rows)
       : call_(call), rows_(rows), width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_once(call) ? blocks_ : 1),
-        scratch_(floats(call, rows)), packed_(static_cast<size_t>(kept_), -1) {
+        pool_(call), scratch_(floats(call, rows)), packed_(static_cast<size_t>(kept_), -1) {
     query_ = scratch_.take(rows * call.D);
     sum_ = scratch_.take(rows * width_);
     keys_ = scratch_.take(kept_ * KEYS * call.D);
@@ -65,8 +66,9 @@ class DotForward {
     if (looks_back(call)) used_.resize(static_cast<size_t>(blocks_ * (rows / GROUP + 1)));
   }
 
-  // Queries [first, first + rows) of head h; what the keys receive is added to `received` [S].
-  void run(int64_t n, int64_t h, int64_t first, int64_t rows, float* received) {
+  // Queries [first, first + rows) of head h; what the keys receive is added to `received` [S], and the cells of `pooled`
+  // take their part of the weights.
+  void run(int64_t n, int64_t h, int64_t first, int64_t rows, float* received, float* pooled) {
     n_ = n, h_ = h, first_ = first, count_ = rows;
     Watch ignored;  // a query that is not finite spoils its own row alone, as it should
     pack_rows(call_.query, call_.type, n, h, first, rows, call_.D, call_.scale, query_, room_, ignored);
@@ -78,7 +80,7 @@ class DotForward {
     const int64_t begin = all.first / KEYS, end = all.empty() ? begin : blocks_of(all.last);
     for (int64_t block = begin; block < end; block++) walk(block, block - begin);
     finish();
-    if (kept_rows_) look_back(begin, end - begin, received);
+    if (kept_rows_) look_back(begin, end - begin, received, pooled);
   }
 
   bool clean() const { return watch_.clean(); }
@@ -132,6 +134,10 @@ class DotForward {
         finish_scores(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
       const Highest high = highest(row, from, to);
       if (strongest_) strongest_.see(r + i, row, key, from, to, high);
+      if (float* chosen = chosen_row(call_, n_, h_, first_ + r + i)) {
+        const int64_t begin = std::max(keys.first - key, from), end = std::min(keys.last - key, to);
+        if (begin < end) std::copy(row + begin, row + end, chosen + key + begin);  // scores, until the row is done
+      }
       soften(state_, r + i, high, row, row, from, to, key - (first_ + r + i + call_.S - call_.T));
       if (largest_) largest_[block * rows_ + r + i] = state_.largest[r + i];
     }
@@ -156,38 +162,56 @@ class DotForward {
       const int64_t i = first_ + r;
       const float by = write_result(call_, n_, h_, i, sums_of_row(state_, r), sink, sum_ + r * width_);
       if (strongest_) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + i, r, state_.largest[r], by);
+      const Span keys = spans_[static_cast<size_t>(r)];
+      if (float* chosen = keys.empty() ? nullptr : chosen_row(call_, n_, h_, i))
+        weigh(chosen + keys.first, keys.last - keys.first, state_.largest[r], by);
       state_.change[r] = by;
     }
   }
 
   Span used(int64_t block, int64_t r) const { return used_[static_cast<size_t>(block * (count_ / GROUP + 1) + r / GROUP)]; }
 
-  // received[j] += sum_i weight_i p_ij / l_i, from the weights of complete rows: each was taken with the m that its row had
-  // then.
-  void look_back(int64_t begin, int64_t blocks, float* received) const {
+  // What is gathered of complete rows, from the weights p that were kept: each was taken with the m that its row had then.
+  void look_back(int64_t begin, int64_t blocks, float* received, float* pooled) const {
     float sums[KEYS], factor[ROWS + W];
+    const float* by = call_.seen.row_weight ? call_.seen.row_weight + (n_ * call_.H + h_) * call_.T + first_ : nullptr;
     for (int64_t block = 0; block < blocks; block++) {
-      weigh_rows(largest_ + block * rows_, factor);
-      std::fill(sums, sums + KEYS, 0.0f);
-      for (int64_t r = 0; r < count_; r += GROUP) {
-        const Span span = used(block, r);
-        if (!span.empty()) add_rows(kept_rows_ + (block * rows_ + r) * KEYS, std::min(GROUP, count_ - r), factor + r, sums, span);
-      }
       const int64_t key = (begin + block) * KEYS, count = std::min(KEYS, call_.S - key);
+      complete_rows(largest_ + block * rows_, factor);
+      for (int64_t r = 0, end; pooled && r < count_; r = end) {
+        const int64_t row = pool_.row_of(first_ + r);
+        end = std::min(count_, pool_.end_of(row) - first_);
+        if (pool_.largest()) sum_rows<true>(block, r, end, factor, sums);
+        else sum_rows<false>(block, r, end, factor, sums);
+        pool_.pour(sums, key, count, row, pooled);
+      }
+      if (!received) continue;
+      for (int64_t r = 0; by && r < count_; r++) factor[r] *= by[r];
+      sum_rows<false>(block, 0, count_, factor, sums);
       for (int64_t j = 0; j < count; j++) received[key + j] += sums[j];
     }
   }
 
-  // What each row's weights, taken with m `then`, are to be multiplied by.
-  void weigh_rows(const float* then, float* factor) const {
-    const float* by = call_.seen.row_weight ? call_.seen.row_weight + (n_ * call_.H + h_) * call_.T + first_ : nullptr;
+  // What each row's p, taken with m `then`, are to be multiplied by to become weights.
+  void complete_rows(const float* then, float* factor) const {
     for (int64_t r = 0; r < count_; r += W) {
       const vf inverse = load(state_.change + r);
       store(factor + r, inverse > 0.0f ? exp(load(then + r) - load(state_.largest + r)) * inverse : vf{});
     }
-    for (int64_t r = 0; by && r < count_; r++) factor[r] *= by[r];
   }
 
+  // sums[j] = sum_r factor_r p_rj over queries [from, end) of the unit and the keys of a block, or the LARGEST of them.
+  template <bool LARGEST>
+  void sum_rows(int64_t block, int64_t from, int64_t end, const float* factor, float* sums) const {
+    std::fill(sums, sums + KEYS, 0.0f);
+    for (int64_t r = from, next; r < end; r = next) {
+      next = std::min(end, (r / GROUP + 1) * GROUP);
+      const Span span = used(block, r);
+      if (!span.empty()) add_rows<LARGEST>(kept_rows_ + (block * rows_ + r) * KEYS, next - r, factor + r, sums, span);
+    }
+  }
+
+  template <bool LARGEST>
   static void add_rows(const float* kept, int64_t rows, const float* factor, float* sums, Span span) {
     const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
     constexpr int AT_ONCE = 6;
@@ -200,6 +224,11 @@ class DotForward {
       }
       for (int64_t j = from; j < to; j += W) {
         vf sum = load(sums + j), other = f[0] * load(p[0] + j);
+        if constexpr (LARGEST) {
+          for (int x = 1; x < AT_ONCE; x++) sum = larger(f[x] * load(p[x] + j), sum);
+          store(sums + j, larger(sum, other));
+          continue;
+        }
         for (int x = 1; x + 1 < AT_ONCE; x += 2) sum += f[x] * load(p[x] + j), other += f[x + 1] * load(p[x + 1] + j);
         sum += f[AT_ONCE - 1] * load(p[AT_ONCE - 1] + j);
         store(sums + j, sum + other);
@@ -209,6 +238,7 @@ class DotForward {
 
   const Forward& call_;
   int64_t rows_, width_, blocks_, kept_;
+  Pool pool_;
   Scratch scratch_;
   float *query_, *sum_, *keys_, *values_, *key_ = nullptr, *value_ = nullptr, *room_, *weights_ = nullptr, *kept_rows_ = nullptr;
   float *largest_ = nullptr, *dropped_ = nullptr;
@@ -233,8 +263,9 @@ inline bool dot_forward(const Forward& call) {
   }
   const int parts = static_cast<int>(std::min<int64_t>(units, threads_for(call, pairs_of(call) * (call.D + call.E))));
   const std::vector<int64_t> ends = balanced(costs, parts);
-  // What a head's keys receive is summed by the part that begins the head; parts that go on with it have sums of their own.
-  std::vector<float> shared(call.seen.received ? static_cast<size_t>(parts) * call.S : 0);
+  HeadSums received(call.seen.received, call.S, per_head, ends);
+  const Pooled& cells = call.seen.pooled;
+  HeadSums pooled(cells.to, cells.rows * cells.columns, per_head, ends, cells.largest);
   std::vector<char> clean(static_cast<size_t>(parts), 1);
   in_parallel(parts, [&](int part) {
     const int64_t begin = ends[static_cast<size_t>(part)], end = ends[static_cast<size_t>(part) + 1];
@@ -242,20 +273,12 @@ inline bool dot_forward(const Forward& call) {
     DotForward pass(call, rows);
     for (int64_t unit = begin; unit < end; unit++) {
       const int64_t plane = unit / per_head, first = unit % per_head * rows;
-      float* received = nullptr;
-      if (call.seen.received)
-        received = plane * per_head < begin ? shared.data() + part * call.S : call.seen.received + plane * call.S;
-      pass.run(plane / call.H, plane % call.H, first, std::min(rows, call.T - first), received);
+      const int64_t count = std::min(rows, call.T - first);
+      pass.run(plane / call.H, plane % call.H, first, count, received.of(part, plane), pooled.of(part, plane));
     }
     clean[static_cast<size_t>(part)] = pass.clean();
   });
-  if (call.seen.received)
-    for (int part = 0; part < parts; part++) {
-      const int64_t begin = ends[static_cast<size_t>(part)];
-      if (begin >= units || begin % per_head == 0) continue;
-      float* received = call.seen.received + begin / per_head * call.S;
-      for (int64_t j = 0; j < call.S; j++) received[j] += shared[static_cast<size_t>(part) * call.S + j];
-    }
+  received.join(), pooled.join();
   return std::all_of(clean.begin(), clean.end(), [](char one) { return one; });
 }
 

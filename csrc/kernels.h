@@ -45,6 +45,13 @@ struct Call {
   int32_t threads = 1;
 };
 
+// The matrix pooled to rows x columns cells (gathered.h): of each cell the sum of its weights, or the largest.
+struct Pooled {
+  float* to = nullptr;  // [N, H, rows, columns], set to 0 by the caller
+  int64_t rows = 0, columns = 0;
+  bool largest = false;
+};
+
 // What is gathered beside the output; what is null is not.
 struct Observed {
   float* entropy = nullptr;         // [N, H, T], nats
@@ -54,6 +61,10 @@ struct Observed {
   int64_t* top_index = nullptr;     // [N, H, T, top]
   float* top_weight = nullptr;
   int32_t top = 0;
+  const int64_t* chosen = nullptr;  // queries whose weights are wanted, ascending, each once
+  int64_t chosen_count = 0;
+  float* chosen_weight = nullptr;   // [N, H, chosen_count, S], set to 0 by the caller
+  Pooled pooled;
 };
 
 struct Forward : Call {

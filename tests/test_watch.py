@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.support.allocations import Largest
+from tests.support.views import pooled
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
@@ -340,6 +341,26 @@ def test_statistics_hold_no_more_than_they_say():
     links = seen["0"][0].top(2)
     assert seen.kept_bytes == 2 * 50 * 2 * (8 + 4)
     assert sum(one.untyped_storage().nbytes() for one in links) == seen.kept_bytes
+
+
+@pytest.mark.parametrize("keep", ["views", "stats"])
+def test_rows_and_maps_are_seen(keep):
+    model, x = layers(1), torch.randn(2, 9, 22)
+    asked = limelight.rows([0, -1]), limelight.pooled(3, 4), limelight.pooled(2, 2, "max")
+    with watch(model, observe=limelight.rows([5])), watch(model, observe=asked, keep=keep) as seen:
+        model(x)
+    one, weights = seen["0"][0], model[0].weights(x, causal=False).detach()
+    same(one.rows([-1, 0]), weights[..., [-1, 0], :])
+    same(one.map(3, 4), pooled(weights, 3, 4, "mean"))
+    same(one.map(2, 2, reduce="max"), pooled(weights, 2, 2, "max"))
+    if keep == "stats":
+        assert seen.kept_bytes == 2 * 2 * 4 * (2 * 9 + 3 * 4 + 2 * 2)
+        with pytest.raises(ArgumentError, match=r"rows\(\[5\]\) was not asked for"):
+            one.rows([5])
+        with pytest.raises(ArgumentError, match=r"pooled\(3, 4, 'max'\) was not asked for"):
+            one.map(3, 4, reduce="max")
+    with watch(model, observe=limelight.rows([9])), pytest.raises(ArgumentError, match=r"queries \[0, 9\); 9 is out"):
+        model(x)
 
 
 def test_kept_on_the_cpu():

@@ -104,13 +104,14 @@ def look(
     """As `attend`, and a view of the attention matrix, which is not stored: the view computes what is asked of it.
 
     Arguments: as `attend`, and
-        observe: what is to be gathered at once: "received", "entropy", "distance", `top(k)`. The view then holds the
-            answers.
+        observe: what is to be gathered at once: "received", "entropy", "distance", `top(k)`, `rows(places)`,
+            `pooled(rows, columns)`. The view then holds the answers.
 
     Result: (output, view); arrays give an array for output, and the view answers in tensors. The view's weights are
         those before dropout.
 
-    Errors: as `attend`; ArgumentError for an unknown name in `observe`.
+    Errors: as `attend`; ArgumentError for an unknown name in `observe`, or `rows` that are not there; DenseSizeError
+        for `rows` of more than 1 GiB.
 
     Example: `output, view = look(q, k, v, observe=("entropy", top(8)))`; then `view.top(8).indices` is [..., H, T, 8].
     """
@@ -126,7 +127,7 @@ def look(
         options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.look(query, key, value, options, observe)
     call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=True)
-    call.gather = gather_of(observe, key.shape[-2])
+    call.gather = gather_of(observe, call)
     result = choose(call, backend).run(call)
     assert result.lse is not None
     view = AttentionView(Kept(call, result.lse, result.weights))

@@ -69,7 +69,8 @@ def watch(
         model: any module that is not compiled or scripted.
         layers: pattern of module paths, or several: "encoder.layer.*" names these modules and all inside them, "*"
             crossing dots. None: all.
-        observe: as in `look`: "received", "entropy", "distance", `top(k)`, gathered at once.
+        observe: as in `look`: "received", "entropy", "distance", `top(k)`, `rows(places)`, `pooled(rows, columns)`,
+            gathered at once. `rows` must be there in every call that is seen.
         keep: "views": an `AttentionView` per call, with its own copy of query and key and one number per row, so that
             memory grows with T + S, and with mask and bias as the model made them; "stats": `Statistics`, only what
             `observe` names.

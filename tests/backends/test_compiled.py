@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limelight import additive, alibi, attend, causal, dense, dot, lengths, look, segments, top, window
+from limelight import additive, alibi, attend, causal, dense, dot, lengths, look, pooled, rows, segments, top, window
 from limelight.backends import extension
 from limelight.errors import ArgumentError
 
@@ -104,11 +104,12 @@ LOOKS = {
 def test_a_look_in_one_graph(given, name):
     """The view answers inside the graph what was observed, and outside of it everything."""
     torch.compiler.reset()
-    observe = ("received", "entropy", "distance", top(3))
+    observe = ("received", "entropy", "distance", top(3), rows([-1, 1]), pooled(2, 3, "max"))
 
     def call(q, k, v):
         output, view = look(q * 1.5, k, v, observe=observe, **LOOKS[name])
-        return output, view.lse, view.received(), view.entropy(), view.distance(), *view.top(3)
+        seen = view.received(), view.entropy(), view.distance(), *view.top(3)
+        return output, view.lse, *seen, view.rows([1, -1]), view.map(2, 3, reduce="max")
 
     inputs = [given[one] for one in "qkv"]
     got, want = torch.compile(call, fullgraph=True, backend="aot_eager")(*inputs), call(*inputs)
@@ -121,11 +122,12 @@ def test_what_is_observed_where_nan_stands(given):
     torch.compiler.reset()
     q, k, v = (given[name].detach().clone() for name in "qkv")
     k[0, :, 6] = torch.nan  # the last query alone sees it
-    observe = ("received", "entropy", "distance", top(2))
+    observe = ("received", "entropy", "distance", top(2), rows([0, -1]), pooled(2, 3))
 
     def call(q, k, v):
         output, view = look(q, k, v, mask=causal(), observe=observe)
-        return output, view.received(), view.entropy(), view.distance(), *view.top(2)
+        seen = view.received(), view.entropy(), view.distance(), *view.top(2)
+        return output, *seen, view.rows([0, -1]), view.map(2, 3)
 
     got, want = torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v), call(q, k, v)
     assert want[2].isnan().any()
@@ -133,7 +135,14 @@ def test_what_is_observed_where_nan_stands(given):
     torch.testing.assert_close(got, want, equal_nan=True)
 
 
-@pytest.mark.parametrize("gather", [(False, False, 0, False, None), (True, True, 3, True, torch.rand(N, H, T))])
+@pytest.mark.parametrize(
+    "gather",
+    [
+        (False, False, 0, False, None, (), (), "mean"),
+        (True, True, 3, True, torch.rand(N, H, T), [0, 2], [2, 3], "mean"),
+        (False, False, 0, False, None, (), [3, 2], "max"),
+    ],
+)
 def test_what_torch_asks_of_an_operator(given, gather):
     q, k, v, sink = (given[name] for name in ("q", "k", "v", "sink"))
     none, far = None, 1 << 40
@@ -166,7 +175,7 @@ def test_what_torch_asks_of_the_operator_of_gradients(given):
     none, far = None, 1 << 40
     tensors = (q, k, v, none, sink, none, vector, given["counts"], none, none, none)
     call = (*tensors, -far, 2, 1.0, 0.0, 0.0, torch.tensor(0))
-    output, lse, rows, *_ = torch.ops.limelight.attention(*call, False, False, 0, False, None)
+    output, lse, rows, *_ = torch.ops.limelight.attention(*call, False, False, 0, False, None, [], [], "mean")
     arguments = (*call, output, lse, rows, torch.ones_like(output), torch.ones_like(lse))
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.limelight.attention_backward.default, arguments, test_utils=checks)

@@ -8,57 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.kernels import cases
+from tests.support.kernels import random as _random
 
 import limelight
-from limelight import attend, causal, dense, dot, lengths, look, segments, top, window
+from limelight import attend, causal, dot, lengths, look, segments, top
 from limelight.backends import extension
 from limelight.errors import BackendError
 
 pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason=f"{extension.refusal()}")
-
-WIDTHS = (1, 3, 8, 13, 31, 64, 97)
-LENGTHS = (1, 2, 7, 24, 41, 131, 200, 389)
-
-
-def _random(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _ids(draw, seed, n, *sizes):
-    """Ids of packed sequences; keys may have other lengths than queries, and queries ids that no key has."""
-    lead = draw(st.sampled_from(((), (n,))))
-    return [(_random(seed + place, *lead, size) > 1.3).cumsum(-1) for place, size in enumerate(sizes)]
-
-
-@st.composite
-def cases(draw, additive=False):
-    """(query, key, value) in float64, keyword arguments of `attend`."""
-    n, G = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2)))
-    H = G * draw(st.sampled_from((1, 3)))
-    most = 60 if additive else 400
-    T, S = (draw(st.sampled_from([one for one in LENGTHS if one < most])) for _ in "TS")
-    D, E = draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(WIDTHS))
-    seed = draw(st.integers(0, 99))
-    query, key, value = _random(seed, n, H, T, D), _random(seed + 1, n, G, S, D), _random(seed + 2, n, G, S, E)
-    masks = {
-        "causal": lambda: causal(draw(st.sampled_from(("end", "start")))),
-        "window": lambda: window(draw(st.integers(0, 9)), draw(st.integers(0, 9))),
-        "lengths": lambda: lengths(torch.tensor([draw(st.integers(0, S)) for _ in range(n)])),
-        "segments": lambda: segments(*_ids(draw, seed + 6, n, T, S)),
-        "dense": lambda: dense(_random(seed + 3, draw(st.sampled_from((1, n))), 1, T, S) > -0.5),
-    }
-    mask = None
-    for name in draw(st.lists(st.sampled_from(sorted(masks)), unique=True, max_size=3)):
-        mask = masks[name]() if mask is None else mask & masks[name]()
-    arguments = {"mask": mask}
-    if draw(st.booleans()):
-        bias = _random(seed + 4, *(draw(st.sampled_from((1, size))) for size in (n, H, T, S)))
-        arguments["bias"] = bias.masked_fill(bias > 1.5, -math.inf)
-    if draw(st.booleans()):
-        arguments["sink"] = _random(seed + 5, draw(st.sampled_from((1, n))), draw(st.sampled_from((1, H))))
-    if draw(st.booleans()):
-        arguments |= {"dropout": 0.3, "seed": draw(st.integers(0, 2**63 - 1))}
-    return (query, key, value), arguments
 
 
 def _everything(inputs, arguments, backend, dtype, make=lambda *_: dot()):

@@ -74,3 +74,15 @@ def gradients(output: Tensor, leaves: tuple[Tensor, ...], seed: int = 3) -> list
         return [torch.zeros_like(one) for one in leaves]
     found = torch.autograd.grad((output * factors).sum(), leaves, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(leaf) if one is None else one for one, leaf in zip(found, leaves, strict=True)]
+
+
+def pooled(weights: Tensor, rows: int, columns: int, reduce: str) -> Tensor:
+    """A matrix pooled cell by cell, from the definition."""
+    *lead, t, s = weights.shape
+    rows, columns = min(rows, t), min(columns, s)
+    out = torch.zeros(*lead, rows, columns, dtype=weights.dtype)
+    for r in range(rows):
+        for c in range(columns):
+            cell = weights[..., r * t // rows : (r + 1) * t // rows, c * s // columns : (c + 1) * s // columns]
+            out[..., r, c] = cell.mean((-2, -1)) if reduce == "mean" else cell.amax((-2, -1))
+    return out

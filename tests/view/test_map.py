@@ -8,22 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.inputs import Sizes, blocks_of, tensors
 from tests.support.tolerance import assert_near
-from tests.support.views import BUDGETS, view_cases
+from tests.support.views import BUDGETS, pooled, view_cases
 
 import limelight
 from limelight.errors import ArgumentError
-
-
-def _pooled(weights, rows, columns, reduce):
-    """Cell by cell, from the definition."""
-    *lead, t, s = weights.shape
-    rows, columns = min(rows, t), min(columns, s)
-    out = torch.zeros(*lead, rows, columns, dtype=weights.dtype)
-    for r in range(rows):
-        for c in range(columns):
-            cell = weights[..., r * t // rows : (r + 1) * t // rows, c * s // columns : (c + 1) * s // columns]
-            out[..., r, c] = cell.mean((-2, -1)) if reduce == "mean" else cell.amax((-2, -1))
-    return out
 
 
 @given(data=st.data())
@@ -37,7 +25,7 @@ def test_a_map_is_the_dense_matrix_pooled(data):
         region = data.draw(st.sampled_from((None, tuple(cuts))))
         part = weights.detach() if region is None else weights.detach()[(..., *region)]
         assert_near(
-            view.map(rows, columns, region, reduce), _pooled(part, rows, columns, reduce), torch.float64, sizes.terms
+            view.map(rows, columns, region, reduce), pooled(part, rows, columns, reduce), torch.float64, sizes.terms
         )
 
 
@@ -48,7 +36,7 @@ def test_blocks_and_cells_need_not_fit_one_another(budget, reduce):
     with blocks_of(budget):
         _, view = limelight.look(query, key, value, mask=limelight.window(40, 11))
         have = view.map(13, 7, (slice(5, 97), slice(3, 88)), reduce)
-    assert_near(have, _pooled(view.dense()[..., 5:97, 3:88], 13, 7, reduce), torch.float64, 200)
+    assert_near(have, pooled(view.dense()[..., 5:97, 3:88], 13, 7, reduce), torch.float64, 200)
 
 
 def test_a_map_by_hand():

@@ -27,7 +27,8 @@ from limelight.view import AttentionView
 def test_an_opened_view_says_the_same(data, tmp_path_factory):
     view, weights, _, sizes, _ = data.draw(view_cases(scores=tuple(name for name in SCORES if name != "tile")))
     path = tmp_path_factory.mktemp("views") / "one.view"
-    view.gather(limelight.view.check_observations(data.draw(st.sampled_from(((), ("received", limelight.top(2)))))))
+    more = ("received", limelight.top(2), limelight.rows([-1, 0]), limelight.pooled(2, 3))
+    view.gather(limelight.view.check_observations(data.draw(st.sampled_from(((), more)))))
     view.save(path)
     for verify in (False, True):
         again = AttentionView.open(path, verify=verify)
@@ -36,6 +37,8 @@ def test_an_opened_view_says_the_same(data, tmp_path_factory):
         assert_near(again[..., 1:, :1], weights[..., 1:, :1], torch.float64, sizes.terms)
         assert_near(again.received(), weights.sum(-2), torch.float64, sizes.terms)
         assert_near(again.top(1).weights, weights.amax(-1, keepdim=True), torch.float64, sizes.terms)
+        assert_near(again.map(2, 3), view.map(2, 3), torch.float64, sizes.terms)
+        assert_near(again.rows([-1, 0]), weights[..., [-1, 0], :], torch.float64, sizes.terms)
         assert torch.equal(again.threshold, view.threshold)
         assert_near(again.dense(), weights, torch.float64, sizes.terms)
         assert_near(again @ torch.ones(sizes.S), weights.sum(-1), torch.float64, sizes.terms)
@@ -47,13 +50,18 @@ def _view(**options):
 
 
 def test_observed_answers_are_saved(tmp_path):
-    view = _view(observe=("entropy", limelight.top(3)))
+    more = limelight.rows([-1, 2]), limelight.pooled(4, 3), limelight.pooled(50, 3, "max")
+    view = _view(observe=("entropy", limelight.top(3), *more))
     view.save(tmp_path / "one")
     again = AttentionView.open(tmp_path / "one")
     again.sound_call().query.fill_(0.0)
     # Nothing is computed for what is there.
     assert torch.equal(again.entropy(), view.entropy())
     assert torch.equal(again.top(3).weights, view.top(3).weights)
+    assert torch.equal(again.rows([2, -1]), view.rows([2, -1]))
+    assert torch.equal(again[0, 1, [-1]], view[0, 1, [-1]])
+    assert torch.equal(again.map(4, 3), view.map(4, 3))
+    assert torch.equal(again.map(11, 3, reduce="max"), view.map(11, 3, reduce="max"))
 
 
 def test_one_tensor_in_two_places(tmp_path):
@@ -143,6 +151,10 @@ def _resealed(path, change):
     _facts(path, both)
 
 
+def _rows(places):
+    return {"answer.rows.places": torch.tensor(places), "answer.rows.weights": torch.zeros(2, 3, 2, 13)}
+
+
 def test_damaged_and_foreign_files(tmp_path):
     path = tmp_path / "one"
     with pytest.raises(ViewFileError, match="one is missing"):
@@ -219,6 +231,13 @@ def test_changed_files(tmp_path):
         lambda facts, parts: parts.update({"answer.entropy": torch.zeros(3)}),
         lambda facts, parts: parts.update({"answer.received": torch.zeros(2, 3, 11)}),
         lambda facts, parts: parts.update({"answer.top.indices": torch.zeros(2, 3, 11, 2)}),
+        lambda facts, parts: parts.update({"answer.map mean 2 5": torch.zeros(2, 3, 2, 4)}),
+        lambda facts, parts: parts.update({"answer.map mean 12 5": torch.zeros(2, 3, 12, 5)}),
+        lambda facts, parts: parts.update({"answer.map": torch.zeros(2, 3, 2, 4)}),
+        lambda facts, parts: parts.update({"answer.rows.places": torch.tensor([0, 2])}),
+        lambda facts, parts: parts.update(_rows([0, 11])),
+        lambda facts, parts: parts.update(_rows([2, 0])),
+        lambda facts, parts: parts.update(_rows([0, 2, 3])),
     ],
 )
 def test_parts_that_do_not_fit_are_told_though_sealed(tmp_path, change):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from limelight.backends import extension
+from limelight.backends.pooling import mean_of_sums
 from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gathered, Result
 from limelight.backends.sinks import row_products, sink_gradient
 from limelight.masks.form import EVERYTHING
@@ -20,8 +21,6 @@ _UNMASKED = (EVERYTHING.low, EVERYTHING.high, 0, 0, 0, *_NOTHING)
 """A mask that allows everything."""
 
 _NOTHING_SEEN = Gathered()
-_UNSEEN = (0, 0, 0, 0, 0, 0, 0)
-"""Nothing is observed."""
 
 
 def forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
@@ -33,12 +32,15 @@ def forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
     rows = query.new_empty(n, heads, queries, 2, dtype=torch.float32) if tracked else None
     seen = _NOTHING_SEEN if gather is NOTHING else _room(call, gather)
     numbers, kept_alive = _common(call)
+    observed = () if gather is NOTHING else _seen_place(seen, gather, kept_alive)
     module = extension.native()
     assert module is not None
     kernel = module.dot_forward if call.score.tanh_vector() is None else module.additive_forward
-    if not kernel((*numbers, *_place(output), _address(lse), _address(rows), *_seen_place(seen, gather))):
+    if not kernel((*numbers, *_place(output), _address(lse), _address(rows), *observed)):
         return None
     del kept_alive
+    if seen.pooled is not None and gather.reduce == "mean":
+        mean_of_sums(seen.pooled, queries, call.key.shape[2])
     return Result(output, lse, None, seen), rows
 
 
@@ -139,26 +141,33 @@ def careful_backward(
 def _room(call: Call, gather: Gather) -> Gathered:
     """Where the kernels put what they observe."""
     n, heads, queries, _ = call.query.shape
-    empty, wide = call.query.new_empty, torch.float32
+    keys = call.key.shape[2]
+    empty, zeros, wide = call.query.new_empty, call.query.new_zeros, torch.float32
     top = None
     if gather.top:
         shape = (n, heads, queries, gather.top)
         top = empty(shape, dtype=torch.int64), empty(shape, dtype=wide)
     return Gathered(
-        call.query.new_zeros(n, heads, call.key.shape[2], dtype=wide) if gather.received else None,
+        zeros(n, heads, keys, dtype=wide) if gather.received else None,
         empty(n, heads, queries, dtype=wide) if gather.entropy else None,
         top,
         empty(n, heads, queries, dtype=wide) if gather.distance else None,
+        zeros(n, heads, len(gather.rows), keys, dtype=wide) if gather.rows else None,
+        zeros(n, heads, *gather.cells, dtype=wide) if gather.cells else None,
     )
 
 
-def _seen_place(seen: Gathered, gather: Gather) -> tuple[int, ...]:
-    """Where what is observed goes."""
-    if gather is NOTHING:
-        return _UNSEEN
+def _seen_place(seen: Gathered, gather: Gather, alive: list[Tensor]) -> tuple[int, ...]:
+    """Where what is observed goes; a call that observes nothing ends before these numbers."""
     indices, weights = (None, None) if seen.top is None else seen.top
     places = (seen.entropy, seen.distance, seen.received, gather.row_weight, indices, weights)
-    return *map(_address, places), gather.top
+    chosen = torch.tensor(gather.rows, dtype=torch.int64, device="cpu")
+    alive.append(chosen)
+    return (
+        *(*map(_address, places), gather.top),
+        *(chosen.data_ptr(), len(gather.rows), _address(seen.rows)),
+        *(_address(seen.pooled), *(gather.cells or (0, 0)), int(gather.reduce == "max")),
+    )
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,6 +81,14 @@ def gathered(call: Call, threshold: Tensor, block: Block, counts: tuple[int, int
                 )
                 out[batch, :, rows, columns] = weights_of(call, threshold, part).weights
     return out
+
+
+def rows(call: Call, threshold: Tensor, places: Sequence[int]) -> Tensor:
+    """The weights of the queries at these places, [N, H, len(places), S]."""
+    n, heads, _ = threshold.shape
+    keys = call.key.shape[2]
+    block = call.block(slice(0, n), torch.tensor(places, dtype=torch.int64), slice(0, keys))
+    return gathered(call, threshold, block, (n, heads, len(places), keys))
 
 
 def taken(weights: Tensor, block: Block) -> Tensor:

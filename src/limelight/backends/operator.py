@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
-from limelight.backends import kernels, lookup
+from limelight.backends import kernels, lookup, pooling
 from limelight.backends.protocol import OWN_TENSORS, Call, Gather, Gathered, Result
 from limelight.masks.described import Described
 from limelight.masks.form import Form
@@ -48,7 +48,7 @@ class Flat(NamedTuple):
 
 _KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float"}
 _CALL = ", ".join(f"{_KINDS[kind]} {name}" for name, kind in get_type_hints(Flat).items())
-_GATHER = "bool received, bool entropy, int top, bool distance, Tensor? row_weight"
+_GATHER = "bool received, bool entropy, int top, bool distance, Tensor? row_weight, int[] rows, int[] cells, str reduce"
 _DIFFERENTIABLE = OWN_TENSORS + 1
 _FIRST_NUMBER = Flat._fields.index("low")
 
@@ -61,12 +61,14 @@ def set_careful(run: Careful) -> None:
 def run(call: Call) -> Result:
     """A call that native takes, through the operator."""
     gather = call.gather
-    output, lse, _, received, entropy, indices, weights, distance = _attention(*_flat(call), *gather)
+    output, lse, _, received, entropy, indices, weights, distance, rows, pooled = _attention(*_flat(call), *gather)
     seen = Gathered(
         received if gather.received else None,
         entropy if gather.entropy else None,
         (indices, weights) if gather.top else None,
         distance if gather.distance else None,
+        rows if gather.rows else None,
+        pooled if gather.cells else None,
     )
     return Result(output, lse, None, seen)
 
@@ -101,10 +103,12 @@ def _call(flat: Flat) -> Call:
     "limelight::attention",
     mutates_args=(),
     device_types="cpu",
-    schema=f"({_CALL}, {_GATHER}) -> ({', '.join(['Tensor'] * 8)})",
+    schema=f"({_CALL}, {_GATHER}) -> ({', '.join(['Tensor'] * 10)})",
 )
 def _attention(*arguments: Any) -> tuple[Tensor, ...]:
-    """Output, lse, rows (NaN after the careful road), received, entropy, strongest indices and weights, distance."""
+    """Output, lse, rows (NaN after the careful road), received, entropy, strongest indices and weights, distance, the
+    weights of chosen queries, the pooled matrix.
+    """
     flat, gather = Flat(*arguments[: len(Flat._fields)]), Gather(*arguments[len(Flat._fields) :])
     call = _call(flat)
     call.gather = gather
@@ -120,7 +124,7 @@ def _attention(*arguments: Any) -> tuple[Tensor, ...]:
             seen = result.gathered
     assert seen is not None
     indices, weights = seen.top or (None, None)
-    found = (result.output, result.lse, rows, seen.received, seen.entropy, indices, weights, seen.distance)
+    found = (result.output, result.lse, rows, seen.received, seen.entropy, indices, weights, *seen[3:])
     # An operator hands out no tensor twice.
     return tuple(_empty(flat, place) if one is None else one for place, one in enumerate(found))
 
@@ -143,6 +147,8 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
         (*rows, gather.top) if gather.top else (0,),
         (*rows, gather.top) if gather.top else (0,),
         rows if gather.distance else (0,),
+        (n, heads, len(gather.rows), flat.key.shape[2]) if gather.rows else (0,),
+        (n, heads, *gather.cells) if gather.cells else (0,),
     )
     return (
         flat.query.new_empty(*rows, flat.value.shape[-1]),
@@ -213,4 +219,6 @@ def _seen_later(call: Call, lse: Tensor) -> Gathered:
         lookup.entropy(call, lse) if gather.entropy else None,
         lookup.strongest(call, lse, gather.top) if gather.top else None,
         lookup.distance(call, lse) if gather.distance else None,
+        lookup.rows(call, lse, gather.rows) if gather.rows else None,
+        pooling.pooled(call, lse, call.whole(), *gather.cells, reduce=gather.reduce) if gather.cells else None,
     )

@@ -35,13 +35,21 @@ def pooled(call: Call, threshold: Tensor, region: Block, rows: int, columns: int
             place += part
         else:
             torch.maximum(place, part, out=place)
-    if reduce == "mean":
-        tall, wide = (
-            torch.tensor([b - a for a, b in pairwise(edges)], dtype=out.dtype, device=out.device)
-            for edges in (down, across)
-        )
-        out /= tall.unsqueeze(-1) * wide
-    return out
+    return _divided(out, down, across) if reduce == "mean" else out
+
+
+def mean_of_sums(sums: Tensor, queries: int, keys: int) -> Tensor:
+    """The sums of the whole matrix's cells, [n, H, rows, columns], become the cells' means, in place."""
+    rows, columns = sums.shape[-2:]
+    return _divided(sums, _edges(slice(0, queries), rows), _edges(slice(0, keys), columns))
+
+
+def _divided(sums: Tensor, down: list[int], across: list[int]) -> Tensor:
+    tall, wide = (
+        torch.tensor([b - a for a, b in pairwise(edges)], dtype=sums.dtype, device=sums.device)
+        for edges in (down, across)
+    )
+    return sums.div_(tall.unsqueeze(-1) * wide)
 
 
 def _edges(positions: slice | Tensor, cells: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ from limelight.scores import Score
 class Gather(NamedTuple):
     """What is to be observed beside the output: received mass, entropy, the `top` strongest links (0: none), distance.
 
-    row_weight: float32 [N, H, T], what each query counts in the received mass; None: 1 each.
+    row_weight: float32 [N, H, T], what each query counts in the received mass; None: 1 each. rows: the queries, in
+    [0, T), ascending, each once, of which all weights are wanted. cells: how many down and across the matrix is to be
+    pooled to, at most T and S, (): none; `reduce` by "mean" or "max".
     """
 
     received: bool = False
@@ -29,6 +32,9 @@ class Gather(NamedTuple):
     top: int = 0
     distance: bool = False
     row_weight: Tensor | None = None
+    rows: Sequence[int] = ()
+    cells: Sequence[int] = ()
+    reduce: str = "mean"
 
 
 NOTHING = Gather()
@@ -40,13 +46,15 @@ class Gathered(NamedTuple):
     """What a backend observed on the way, without a graph; None for what it did not.
 
     received [N, H, S]; entropy [N, H, T], nats; top: indices (int64) and weights [N, H, T, k], strongest first;
-    distance [N, H, T], positions.
+    distance [N, H, T], positions; rows [N, H, len(rows), S] and pooled [N, H, *cells], weights.
     """
 
     received: Tensor | None = None
     entropy: Tensor | None = None
     top: tuple[Tensor, Tensor] | None = None
     distance: Tensor | None = None
+    rows: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 OWN_TENSORS = 6

@@ -2,7 +2,7 @@
 
 from limelight.view.attention import AttentionView
 from limelight.view.mean import MeanView
-from limelight.view.observations import Links, Observation, check_observations, gather_of, top
+from limelight.view.observations import Links, Observation, check_observations, gather_of, pooled, rows, top
 from limelight.view.rollout import rollout
 from limelight.view.sizes import DENSE_LIMIT
 
@@ -14,6 +14,8 @@ __all__ = [
     "Observation",
     "check_observations",
     "gather_of",
+    "pooled",
     "rollout",
+    "rows",
     "top",
 ]

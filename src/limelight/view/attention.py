@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,7 @@ from limelight.view.array import VirtualArray
 from limelight.view.kept import Kept, bytes_of
 from limelight.view.links import pharaoh
 from limelight.view.mean import MeanView
-from limelight.view.observations import Links, Observation
+from limelight.view.observations import Links, Observation, as_integers, places_in
 from limelight.view.picture import html
 from limelight.view.sizes import DENSE_LIMIT, dense_bytes, guard, in_units
 
@@ -37,9 +37,10 @@ class AttentionView(VirtualArray):
     the weights as well. Everything is computed block by block when asked for, exactly.
 
     `view[...]`, `dense`, the products `view @ x` and `x @ view`, `received(weights)` and `log_prob` are differentiable
-    if the inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance`, `received()` and `map` are not. A
-    view keeps the graph of its inputs alive: use `detach()` to store it. NumPy and torch take a view as an array, below
-    1 GiB. What has to be computed after a tensor given to `look` was changed in place raises StaleViewError.
+    if the inputs were and gradients are on; `top`, `argmax`, `entropy`, `distance`, `received()`, `rows` and `map` are
+    not. A view keeps the graph of its inputs alive: use `detach()` to store it. NumPy and torch take a view as an
+    array, below 1 GiB. What has to be computed after a tensor given to `look` was changed in place raises
+    StaleViewError.
 
     Do not build one; `look` does. Axes without names: [..., H, T, S] as in the call.
     """
@@ -238,7 +239,18 @@ class AttentionView(VirtualArray):
         wanted = torch.cat((lead.unsqueeze(-1), places[:, -3:]), -1).to(self.device)
         return log_weights(self._kept.call, self._kept.threshold, wanted)
 
-    @torch.no_grad()
+    def rows(self, places: Iterable[int]) -> Tensor:
+        """All weights of some queries, [..., H, len(places), S]; `view[..., places, :]` has their gradients as well.
+
+        Arguments:
+            places: integers in [-T, T); negative ones count from the end.
+
+        Errors: ArgumentError for what is no integer or out of range; DenseSizeError if the rows are above 1 GiB.
+        """
+        wanted = places_in(as_integers("view.rows(places)", places), self.shape[-2])
+        guard((*self.shape[:-2], len(wanted), self.shape[-1]), self.dtype, DENSE_LIMIT)
+        return self._kept.rows(wanted)
+
     def map(self, rows: int, columns: int, region: tuple[Any, Any] | None = None, reduce: str = "mean") -> Tensor:
         """A picture of the matrix, or of a region of it: pooled to rows x columns cells, [..., H, rows, columns].
 
@@ -260,11 +272,14 @@ class AttentionView(VirtualArray):
         require_count("rows", rows, least=1)
         require_count("columns", columns, least=1)
         require_choice("reduce", reduce, ("mean", "max"))
+        if region is None:
+            return self._kept.map((rows, columns), reduce)
         queries, keys = as_region(region, self.shape[-2:])
         call, threshold = self._kept.call, self._kept.threshold
         block = call.block(slice(0, len(threshold)), queries.selector, keys.selector)
         cells = min(rows, queries.size), min(columns, keys.size)
-        return self._kept.open(pooled(call, threshold, block, *cells, reduce))
+        with torch.no_grad():
+            return self._kept.open(pooled(call, threshold, block, *cells, reduce))
 
     def detach(self) -> AttentionView:
         """The same view without the graph of its inputs: what to store."""
@@ -336,9 +351,12 @@ class AttentionView(VirtualArray):
 
     def _block(self, axes: tuple[Axis, ...], counts: tuple[int, ...]) -> Tensor:
         """Weights [n, h, t, s] of the positions wanted along each axis."""
-        call, threshold, weights = self._kept.call, self._kept.threshold, self._kept.weights
-        batch = folded(axes[:-3], call.lead)
+        batch = folded(axes[:-3], self._kept.lead)
         head, rows, columns = (axis.selector for axis in axes[-3:])
+        seen = self._kept.seen_block(batch, head, rows, columns)
+        if seen is not None:
+            return seen
+        call, threshold, weights = self._kept.call, self._kept.threshold, self._kept.weights
         block = call.block(batch, rows, columns, head)
         tracked = torch.is_grad_enabled() and threshold.requires_grad
         if weights is not None and not tracked:

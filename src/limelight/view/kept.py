@@ -10,13 +10,24 @@ import torch
 from torch import Tensor
 
 from limelight.backends import lookup
+from limelight.backends.pooling import pooled
 from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gathered
 from limelight.backends.select import observed
+from limelight.masks.block import Selector
 from limelight.normalizers import Normalizer
-from limelight.view.observations import Links, Observation
+from limelight.view.observations import (
+    Answer,
+    Links,
+    Observation,
+    RowWeights,
+    gather_of,
+    map_of,
+    tensors_of,
+    through,
+)
 from limelight.view.parts import Versions, mask_tensors
 
-Answers = dict[str, Tensor | Links]
+Answers = dict[str, Answer]
 
 
 class Kept:
@@ -88,18 +99,64 @@ class Kept:
             have = Links(*(self.open(one) for one in seen))
         return Links(have.indices[..., :k], have.weights[..., :k])
 
+    def rows(self, places: Sequence[int]) -> Tensor:
+        """The weights [..., H, len(places), S] of these queries, in [0, T); in the same way."""
+        have = self.answers.get("rows")
+        if isinstance(have, RowWeights) and (found := have.find(places)) is not None:
+            return have.weights[..., found, :]
+        call = self.call
+        with torch.no_grad():
+            if self.weights is not None:
+                return self.open(self.weights[..., list(places), :])
+            return self.open(lookup.rows(call, self.threshold, places))
+
+    def seen_block(self, batch: Selector, head: Selector, rows: Selector, columns: Selector) -> Tensor | None:
+        """That block [n, h, t, s] of the rows that were observed; None if it has others, or is to have gradients."""
+        have = self.answers.get("rows")
+        if not isinstance(have, RowWeights):
+            return None
+        if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in self._call.tensors()):
+            return None
+        block = self._call.block(batch, rows, columns, head)
+        found = have.find(block.row_index().tolist())
+        if found is None:
+            return None
+        folded = have.weights.reshape(len(self.threshold), *have.weights.shape[-3:])
+        return lookup.taken(folded, block._replace(rows=torch.tensor(found, dtype=torch.int64)))
+
+    def map(self, cells: Sequence[int], reduce: str) -> Tensor:
+        """The matrix pooled to so many cells, as far as it has them, [..., H, rows, columns]; in the same way."""
+        cells, name = map_of(cells, self.shape, reduce)
+        have = self.answers.get(name)
+        if isinstance(have, Tensor):
+            return have
+        call = self.call
+        with torch.no_grad():
+            seen = observed(call, Gather(cells=cells, reduce=reduce)).pooled
+            return self.open(pooled(call, self.threshold, call.whole(), *cells, reduce) if seen is None else seen)
+
     def gather(self, observe: Sequence[Observation], seen: Gathered | None) -> None:
         """Keep the answers to what is asked for: those seen on the way, and what was not is computed."""
+        gather = gather_of(observe, self._call)
         for name in ("received", "entropy", "distance"):
             tensor = None if seen is None else getattr(seen, name)
             if tensor is not None:
                 self.answers[name] = self.open(tensor)
         if seen is not None and seen.top is not None:
             self.answers["top"] = Links(*(self.open(one) for one in seen.top))
+        if seen is not None and seen.rows is not None:
+            self.answers["rows"] = RowWeights(tuple(gather.rows), self.open(seen.rows))
+        if seen is not None and seen.pooled is not None:
+            self.answers[map_of(gather.cells, self.shape, gather.reduce)[1]] = self.open(seen.pooled)
         for one in observe:
-            if one.name not in self.answers:
-                most = min(max(each.k for each in observe), self.shape[-1])
-                self.answers[one.name] = self.top(most) if one.name == "top" else self.answer(one.name)
+            if one.name == "pooled":
+                self.answers[map_of(one.cells, self.shape, one.reduce)[1]] = self.map(one.cells, one.reduce)
+            elif one.name == "rows":
+                have = self.answers.get("rows")
+                if not isinstance(have, RowWeights) or have.find(gather.rows) is None:
+                    self.answers["rows"] = RowWeights(tuple(gather.rows), self.rows(gather.rows))
+            elif one.name not in self.answers:
+                self.answers[one.name] = self.top(gather.top) if one.name == "top" else self.answer(one.name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled as a fresh one: other tensors have other versions."""
@@ -111,7 +168,7 @@ class Kept:
         if self._call.mask is not None:
             yield from (one for _, one in mask_tensors("mask", self._call.mask))
         for one in self.answers.values():
-            yield from one if isinstance(one, Links) else (one,)
+            yield from tensors_of(one)
 
     def detached(self) -> Kept:
         """The same without a graph."""
@@ -141,10 +198,7 @@ class Kept:
         call = call.with_tensors(own(query), own(key), own(value), *map(shared, others))
         mask = call.mask if call.mask is None or device is None else call.mask.moved(device)
         call = replace(call, mask=mask).with_parameters(tuple(own(one) for one in call.score.parameters))
-        answers = {
-            name: Links(*map(own, have)) if isinstance(have, Links) else own(have)
-            for name, have in self.answers.items()
-        }
+        answers = {name: through(have, own) for name, have in self.answers.items()}
         return Kept(call, own(self.threshold), answers=answers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from limelight.backends.protocol import Call
 from limelight.contract import accumulation_dtype, float_dtypes
 from limelight.devices import find_device
 from limelight.errors import ArgumentError, LimelightError, RunFolderError, ViewFileError
-from limelight.view.observations import Links
+from limelight.view.observations import Answer, Links, RowWeights, map_of
 from limelight.view.parts import (
     MORE,
     PLAIN,
@@ -35,7 +36,7 @@ FORMAT = "limelight-view/1"
 WAY_OUT = "save the view again"
 
 
-def save(path: str | PathLike[str], call: Call, threshold: Tensor, answers: dict[str, Tensor | Links]) -> None:
+def save(path: str | PathLike[str], call: Call, threshold: Tensor, answers: dict[str, Answer]) -> None:
     """See `AttentionView.save`."""
     # The name is that of softmax's threshold; files of views had no other once.
     tensors: dict[str, Tensor] = {"query": call.query, "key": call.key, "lse": threshold}
@@ -50,8 +51,7 @@ def save(path: str | PathLike[str], call: Call, threshold: Tensor, answers: dict
         "more": _more(call, tensors),
     }
     for name, one in answers.items():
-        parts = {"": one} if isinstance(one, Tensor) else {f".{part}": t for part, t in one._asdict().items()}
-        tensors |= {f"answer.{name}{part}": tensor for part, tensor in parts.items()}
+        tensors |= {f"answer.{name}{part}": tensor for part, tensor in _parts(one).items()}
     for name, one in tensors.items():
         if not isinstance(one, Tensor):
             raise ArgumentError(f"view.save: the {name} cannot be written to a file; it is {one!r}.")
@@ -59,7 +59,7 @@ def save(path: str | PathLike[str], call: Call, threshold: Tensor, answers: dict
     write_tensors(Path(path), _apart(tensors), facts)
 
 
-def load(path: str | PathLike[str], device: str, verify: bool) -> tuple[Call, Tensor, dict[str, Tensor | Links]]:
+def load(path: str | PathLike[str], device: str, verify: bool) -> tuple[Call, Tensor, dict[str, Answer]]:
     """See `AttentionView.open`: the call, lse and the answers that were saved with it."""
     path, place = Path(path), find_device(device)
     try:
@@ -106,7 +106,7 @@ def _fit(tensor: Tensor | None, full: tuple[int, ...]) -> bool:
     return tensor is None or all(have in (1, want) for have, want in zip(tensor.shape, full, strict=True))
 
 
-def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, dict[str, Tensor | Links]]:
+def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, dict[str, Answer]]:
     """The call of these parts, each held against the others."""
     query, key, lse, bias = tensors["query"], tensors["key"], tensors["lse"], tensors.get("bias")
     lead = tuple(int(size) for size in facts["lead"])
@@ -140,13 +140,44 @@ def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, di
     )  # fmt: skip
     if mask is not None:
         mask.check(call.whole())
-    answers = {name.removeprefix("answer."): one for name, one in tensors.items() if name.startswith("answer.")}
-    shapes = {"received": (*lead, heads, keys), "entropy": (*lead, heads, queries)}
-    for name, one in answers.items():
-        if tuple(one.shape[: len(lead) + 2]) != shapes.get(name, (*lead, heads, queries)):
+    found = {name.removeprefix("answer."): one for name, one in tensors.items() if name.startswith("answer.")}
+    return call, lse, _answers(found, (*lead, heads, queries, keys))
+
+
+def _parts(answer: Answer) -> dict[str, Tensor]:
+    """An answer as tensors, each by what its name has behind that of the answer."""
+    if isinstance(answer, Tensor):
+        return {"": answer}
+    if isinstance(answer, Links):
+        return {f".{part}": one for part, one in answer._asdict().items()}
+    return {".places": torch.tensor(answer.places, dtype=torch.int64), ".weights": answer.weights}
+
+
+def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Answer]:
+    """The answers again, each held against the shape [..., H, T, S] of the matrix."""
+    per_query, per_key = shape[:-1], (*shape[:-2], shape[-1])
+    top = {name.removeprefix("top."): tensors.pop(name) for name in list(tensors) if name.startswith("top.")}
+    rows = {name.removeprefix("rows."): tensors.pop(name) for name in list(tensors) if name.startswith("rows.")}
+    for name, one in tensors.items():
+        kind, _, cells = name.partition(" ")
+        if kind == "map":
+            fits = one.shape[:-2] == shape[:-2] and map_of(one.shape[-2:], shape, cells.split()[0])[1] == name
+        else:
+            fits = one.shape == (per_key if name == "received" else per_query)
+        if not fits:
             raise ValueError(f"the answer {name}")
-    top = {name.removeprefix("top."): answers.pop(name) for name in list(answers) if name.startswith("top.")}
-    return call, lse, {**answers, "top": Links(**top)} if top else {**answers}
+    answers: dict[str, Answer] = {**tensors}
+    if top:
+        answers["top"] = links = Links(**top)
+        if not links.indices.shape == links.weights.shape == (*per_query, links.weights.shape[-1]):
+            raise ValueError("the answer top")
+    if rows:
+        places = tuple(rows["places"].tolist())
+        answers["rows"] = RowWeights(places, rows["weights"])
+        inside = all(low < high for low, high in pairwise((-1, *places, shape[-2])))
+        if not inside or rows["weights"].shape != (*shape[:-2], len(places), shape[-1]):
+            raise ValueError("the answer rows")
+    return answers
 
 
 def _more(call: Call, tensors: dict[str, Tensor]) -> Facts:

@@ -146,7 +146,7 @@ class Catcher(TorchFunctionMode, Listener):
         wanting = self._wanting()
         with self._silence():
             asked = tuple(one for one in observe if isinstance(one, Observation))
-            output, view = look(query, key, value, **options, observe=_merged((*asked, *_union(wanting))))
+            output, view = look(query, key, value, **options, observe=(*asked, *_union(wanting)))
             _record(wanting, view)
         return output, view
 
@@ -361,13 +361,4 @@ def _record(wanting: Wanting, view: AttentionView) -> None:
 
 
 def _union(wanting: Wanting) -> tuple[Observation, ...]:
-    return _merged([one for watcher, _ in wanting for one in watcher.observe])
-
-
-def _merged(observations: Sequence[Observation]) -> tuple[Observation, ...]:
-    """Each once, of several `top` the largest."""
-    most: dict[str, Observation] = {}
-    for one in observations:
-        if one.name not in most or one.k > most[one.name].k:
-            most[one.name] = one
-    return tuple(most.values())
+    return tuple(one for watcher, _ in wanting for one in watcher.observe)

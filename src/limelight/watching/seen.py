@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Generic, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Links, Observation
 from limelight.view.kept import bytes_of
+from limelight.view.observations import RowWeights, all_places, as_integers, map_of, places_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class Statistics:
     _entropy: Tensor | None = None
     _top: Links | None = None
     _distance: Tensor | None = None
+    _rows: RowWeights | None = None
+    _maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def received(self) -> Tensor:
         """Σ_i w_ij, [..., H, S]. ArgumentError if "received" was not in `observe`."""
@@ -46,6 +49,19 @@ class Statistics:
             self._missing(f"top({k})")
         return Links(self._top.indices[..., :k], self._top.weights[..., :k])
 
+    def rows(self, places: Iterable[int]) -> Tensor:
+        """All weights of some queries, [..., H, len(places), S]. ArgumentError if they were not in `observe`."""
+        wanted = places_in(as_integers("rows(places)", places), self.shape[-2])
+        found = None if self._rows is None else self._rows.find(wanted)
+        if self._rows is None or found is None:
+            self._missing(f"rows({list(wanted)})")
+        return self._rows.weights[..., found, :]
+
+    def map(self, rows: int, columns: int, *, reduce: str = "mean") -> Tensor:
+        """The matrix pooled, [..., H, rows, columns]. ArgumentError if such a `pooled` was not in `observe`."""
+        have = self._maps.get(map_of((rows, columns), self.shape, reduce)[1])
+        return have if have is not None else self._missing(f"pooled({rows}, {columns}, {reduce!r})")
+
     @property
     def kept_bytes(self) -> int:
         """The bytes of the tensors kept."""
@@ -53,7 +69,8 @@ class Statistics:
 
     def kept_tensors(self) -> Iterator[Tensor]:
         """These tensors."""
-        tensors = (self._received, self._entropy, self._distance, *(self._top or ()))
+        tensors = [self._received, self._entropy, self._distance, *(self._top or ()), *self._maps.values()]
+        tensors.append(None if self._rows is None else self._rows.weights)
         return (one for one in tensors if one is not None)
 
     def _missing(self, name: str):
@@ -73,12 +90,16 @@ def statistics(view: AttentionView, observe: Sequence[Observation], device: torc
 
     names = {one.name for one in observe}
     most = max((one.k for one in observe), default=0)
+    places = all_places(observe, view.shape[-2])
+    maps = [(one.cells, one.reduce) for one in observe if one.name == "pooled"]
     return Statistics(
         view.shape,
         there(view.received()) if "received" in names else None,
         there(view.entropy()) if "entropy" in names else None,
         Links(*map(there, view.top(most))) if most else None,
         there(view.distance()) if "distance" in names else None,
+        RowWeights(places, there(view.rows(places))) if places else None,
+        {map_of(cells, view.shape, how)[1]: there(view.map(*cells, reduce=how)) for cells, how in maps},
     )
 
 
