@@ -161,11 +161,11 @@ def _seen_place(seen: Gathered, gather: Gather, alive: list[Tensor]) -> tuple[in
     """Where what is observed goes; a call that observes nothing ends before these numbers."""
     indices, weights = (None, None) if seen.top is None else seen.top
     places = (seen.entropy, seen.distance, seen.received, gather.row_weight, indices, weights)
-    chosen = torch.tensor(gather.rows, dtype=torch.int64, device="cpu")
-    alive.append(chosen)
+    chosen = torch.tensor(gather.rows, dtype=torch.int64, device="cpu") if gather.rows else None
+    alive.extend(() if chosen is None else (chosen,))
     return (
         *(*map(_address, places), gather.top),
-        *(chosen.data_ptr(), len(gather.rows), _address(seen.rows)),
+        *(_address(chosen), len(gather.rows), _address(seen.rows)),
         *(_address(seen.pooled), *(gather.cells or (0, 0)), int(gather.reduce == "max")),
     )
 
