@@ -134,16 +134,28 @@ class DotForward {
         finish_scores(call_, n_, h_, first_ + r + i, key, keys, row, from, to);
       const Highest high = highest(row, from, to);
       if (strongest_) strongest_.see(r + i, row, key, from, to, high);
-      if (float* chosen = chosen_row(call_, n_, h_, first_ + r + i)) {
-        const int64_t begin = std::max(keys.first - key, from), end = std::min(keys.last - key, to);
-        if (begin < end) std::copy(row + begin, row + end, chosen + key + begin);  // scores, until the row is done
-      }
+      if (call_.seen.chosen_count) keep_chosen(r + i, row, key, {from, to});
       soften(state_, r + i, high, row, row, from, to, key - (first_ + r + i + call_.S - call_.T));
       if (largest_) largest_[block * rows_ + r + i] = state_.largest[r + i];
     }
     const float* kept = dropped_ ? drop(s, r, rows, from, to) : s;
     product<true>(rows, call_.E, from, std::min(to, count) - from, count, {kept, KEYS, 1}, value_, sum_ + r * width_, width_,
                   state_.change + r);
+  }
+
+  // Scores s of keys from `key` on, of which `there` are there, go to where the weights of query r of the unit are wanted,
+  // until the row is complete. Not inlined: it is called for few rows, and the loop that calls it is tight.
+  __attribute__((noinline)) void keep_chosen(int64_t r, const float* s, int64_t key, Span there) const {
+    float* chosen = chosen_row(call_, n_, h_, first_ + r);
+    const Span keys = spans_[static_cast<size_t>(r)];
+    const int64_t from = std::max(keys.first - key, there.first), to = std::min(keys.last - key, there.last);
+    if (chosen && from < to) std::copy(s + from, s + to, chosen + key + from);
+  }
+
+  __attribute__((noinline)) void weigh_chosen(int64_t r, float by) const {
+    float* chosen = chosen_row(call_, n_, h_, first_ + r);
+    const Span keys = spans_[static_cast<size_t>(r)];
+    if (chosen && !keys.empty()) weigh(chosen + keys.first, keys.last - keys.first, state_.largest[r], by);
   }
 
   const float* drop(const float* p, int64_t r, int64_t rows, int64_t from, int64_t to) {
@@ -162,9 +174,7 @@ class DotForward {
       const int64_t i = first_ + r;
       const float by = write_result(call_, n_, h_, i, sums_of_row(state_, r), sink, sum_ + r * width_);
       if (strongest_) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + i, r, state_.largest[r], by);
-      const Span keys = spans_[static_cast<size_t>(r)];
-      if (float* chosen = keys.empty() ? nullptr : chosen_row(call_, n_, h_, i))
-        weigh(chosen + keys.first, keys.last - keys.first, state_.largest[r], by);
+      if (call_.seen.chosen_count) weigh_chosen(r, by);
       state_.change[r] = by;
     }
   }
