@@ -105,6 +105,16 @@ def test_a_second_derivative_is_refused():
         slope.sum().backward()
 
 
+def test_a_second_derivative_by_an_input_of_a_product_is_refused_not_lost():
+    query, key, value = (torch.randn(1, 1, 5, 4, requires_grad=True) for _ in range(3))
+    _, view = limelight.look(query, key, value)
+    rows = torch.randn(1, 5, requires_grad=True)
+    (slope,) = torch.autograd.grad((rows @ view).square().sum(), query, create_graph=True)
+    for leaf in (key, rows):
+        with pytest.raises(BackendError, match="first derivatives only"):
+            torch.autograd.grad(slope.sum(), leaf, retain_graph=True, allow_unused=True)
+
+
 def test_operands_that_do_not_fit():
     _, view = limelight.look(*tensors(Sizes()))
     with pytest.raises(ArgumentError, match=r"view @ x: x must be \[..., S, M\] or \[S\].* has 7 there; x has 5"):

@@ -116,7 +116,7 @@ class _Transposed(torch.autograd.Function):
             found = iter(torch.autograd.grad(output, wanted, rows.detach(), allow_unused=True))
         grads = (next(found) if one is not None and one.requires_grad else None for one in leaves)
         way_out = "Use x @ view.dense() of a call with backend='reference', or leave out create_graph=True."
-        return None, None, *final((output.detach(), *grads), "x @ view", way_out)
+        return None, None, *final((output.detach(), *grads), "x @ view", way_out, (rows, *tensors, gradient))
 
 
 def _fold(x: Tensor, lead: tuple[int, ...], length: int, rule: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
