@@ -18,19 +18,24 @@ template <int ROWS, int VECS, bool ADD>
 LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c, int64_t c_row,
                     const float* before) {
   vf sum[ROWS][VECS] = {};
-  for (int64_t k = 0; k < depth; k++) {
+  const auto step = [&](const float* left, const float* right) __attribute__((always_inline)) {
     vf column[VECS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECS; v++) column[v] = load(b + v * W);
+    for (int v = 0; v < VECS; v++) column[v] = load(right + v * W);
 #pragma GCC unroll 6
     for (int m = 0; m < ROWS; m++) {
-      const vf one = splat(a[m * a_row]);
+      const vf one = splat(left[m * a_row]);
 #pragma GCC unroll 4
       for (int v = 0; v < VECS; v++) sum[m][v] += one * column[v];
     }
-    a += a_k;
-    b += NR;
+  };
+  int64_t k = 0;
+  for (; k + 2 <= depth; k += 2) {
+    step(a, b);
+    step(a + a_k, b + NR);
+    a += 2 * a_k, b += 2 * NR;
   }
+  if (k < depth) step(a, b);
 #pragma GCC unroll 6
   for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
@@ -85,9 +90,9 @@ inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth,
   }
 }
 
-// C [rows, columns] = A [rows, depth] B [depth, columns], in sums of even parts of the depth, at most 128 long.
+// C [rows, columns] = A [rows, depth] B [depth, columns], in sums of even parts of the depth, at most 256 long.
 inline void whole_product(int64_t rows, int64_t columns, int64_t depth, Operand a, const float* b, float* c, int64_t c_row) {
-  const int64_t parts = (depth + 127) / 128, part = (depth + parts - 1) / std::max<int64_t>(1, parts);
+  const int64_t parts = (depth + 255) / 256, part = (depth + parts - 1) / std::max<int64_t>(1, parts);
   product<false>(rows, columns, 0, std::min(part, depth), depth, a, b, c, c_row);
   for (int64_t first = part; first < depth; first += part)
     product<true>(rows, columns, first, std::min(part, depth - first), depth, a, b, c, c_row);

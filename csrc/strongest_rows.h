@@ -47,7 +47,7 @@ class RowsAsked {
   }
 
  private:
-  static constexpr int64_t ROWS = 96, COLUMNS = 256;  // a block of scores
+  static constexpr int64_t ROWS = 252, COLUMNS = 256;  // a block of scores
 
   bool run_block(int64_t first, int64_t last) {
     const int64_t rows = last - first, columns = padded(call_.columns);
