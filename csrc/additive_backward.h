@@ -85,11 +85,11 @@ class BackwardPass {
     return n + shared * call.T * (1 + wide * (carries ? 2 : 1)) + 20 * 16;
   }
 
-  void put(Tensor to, int64_t head, int64_t row, int64_t width, const float* from) {
+  void put(const Tensor& to, int64_t head, int64_t row, int64_t width, const float* from) {
     int64_t i = 0;
     for (; i + W <= width; i += W) watch_.see(load(from + i));
     for (; i < width; i++) watch_.see(from[i]);
-    write_row(row_at(to, call_.type, n_, head, row), call_.type, to.column, width, from, 1.0f);
+    write_row(to, call_.type, n_, head, row, width, from, 1.0f);
   }
 
   // delta, and no gradients yet, of all queries of a key head.

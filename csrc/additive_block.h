@@ -11,7 +11,7 @@ namespace limelight::LIMELIGHT_ISA::additive {
 
 // Row `row` of `width` numbers, readable in whole vectors, zeros behind: where it lies, or copied to `room`.
 LL_INLINE const float* whole_row(const Tensor& t, Type type, int64_t n, int64_t head, int64_t row, int64_t width, float* room) {
-  const float* at = floats(row_at(t, type, n, head, row), type, t.column, width, room);
+  const float* at = read_row(t, type, n, head, row, width, room);
   if (width % W == 0) return at;
   if (at != room) std::copy(at, at + width, room);
   std::fill(room + width, room + vectors(width) * W, 0.0f);

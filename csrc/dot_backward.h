@@ -48,11 +48,8 @@ class DotBackward {
                delta + i * call_.T, key - first);
     }
     for (int64_t j = first; j < last; j++) {
-      Tensor to_key = call_.grad_key, to_value = call_.grad_value;
-      write_row(row_at(to_key, call_.type, n, g, j), call_.type, to_key.column, call_.D, grad_key_ + (j - first) * key_width_,
-                call_.scale);
-      write_row(row_at(to_value, call_.type, n, g, j), call_.type, to_value.column, call_.E,
-                grad_value_ + (j - first) * value_width_, 1);
+      write_row(call_.grad_key, call_.type, n, g, j, call_.D, grad_key_ + (j - first) * key_width_, call_.scale);
+      write_row(call_.grad_value, call_.type, n, g, j, call_.E, grad_value_ + (j - first) * value_width_, 1);
     }
   }
 
@@ -149,9 +146,8 @@ class DotBackward {
 // delta of one head's queries, [T]; see the top.
 inline void row_sums(const Backward& call, int64_t n, int64_t h, float* delta, float* room) {
   for (int64_t i = 0; i < call.T; i++) {
-    const float* o = floats(row_at(call.output, call.type, n, h, i), call.type, call.output.column, call.E, room);
-    const float* g =
-        floats(row_at(call.grad_output, call.type, n, h, i), call.type, call.grad_output.column, call.E, room + call.E);
+    const float* o = read_row(call.output, call.type, n, h, i, call.E, room);
+    const float* g = read_row(call.grad_output, call.type, n, h, i, call.E, room + call.E);
     vf sum{};
     float rest = 0;
     int64_t x = 0;
@@ -173,10 +169,9 @@ bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int 
   std::vector<float> partial(split ? static_cast<size_t>(units * sums) : 0);
   std::vector<char> clean(static_cast<size_t>(parts), 1);
   const auto write = [&](int64_t head, const float* grad_query) {
-    Tensor to = call.grad_query;
     for (int64_t i = 0; i < shared; i++)
       for (int64_t t = 0; t < call.T; t++)
-        write_row(row_at(to, call.type, head / call.G, head % call.G * shared + i, t), call.type, to.column, call.D,
+        write_row(call.grad_query, call.type, head / call.G, head % call.G * shared + i, t, call.D,
                   grad_query + (i * call.T + t) * width, call.scale);
   };
   const std::vector<int64_t> ends = balanced(std::vector<int64_t>(static_cast<size_t>(units), 1), parts);

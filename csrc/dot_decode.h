@@ -39,8 +39,7 @@ inline void scores_of_few(const Call& call, int64_t n, int64_t g, int64_t first,
   for (int64_t j = first; j < last; j += AT_ONCE) {
     const float* keys[AT_ONCE];
     for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
-      keys[i] = floats(row_at(call.key, call.type, n, g, std::min(j + i, last - 1)), call.type, call.key.column, call.D,
-                       room + i * call.D);
+      keys[i] = read_row(call.key, call.type, n, g, std::min(j + i, last - 1), call.D, room + i * call.D);
     for (int64_t r = 0; r < rows; r++) {
       float four[AT_ONCE];
       dots<AT_ONCE>(queries + r * call.D, keys, call.D, four);
@@ -156,11 +155,11 @@ class DotDecode {
     const float* values = own.value;
     int64_t row = call_.E;
     if (call_.type == Type::f32 && call_.value.column == 1) {
-      values = static_cast<const float*>(row_at(call_.value, call_.type, n, g, first));
+      values = reinterpret_cast<const float*>(row_at(call_.value, call_.type, n, g, first));
       row = call_.value.row;
     } else {
       for (int64_t j = first; j < last; j++)
-        floats(row_at(call_.value, call_.type, n, g, j), call_.type, call_.value.column, call_.E, own.value + (j - first) * row);
+        read_row(call_.value, call_.type, n, g, j, call_.E, own.value + (j - first) * row);
     }
     for (int64_t r = 0; r < rows_; r++) {
       const float *p = own.weights + r * STRETCH + first - key, change = state.change[r];

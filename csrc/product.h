@@ -98,49 +98,59 @@ inline void whole_product(int64_t rows, int64_t columns, int64_t depth, Operand 
     product<true>(rows, columns, first, std::min(part, depth - first), depth, a, b, c, c_row);
 }
 
-// --- reading tensors -------------------------------------------------------------------------------------------------
+// --- rows of tensors -------------------------------------------------------------------------------------------------
 
 LL_INLINE int64_t size_of(Type type) { return type == Type::f32 ? 4 : 2; }
 
-LL_INLINE const void* row_at(const Tensor& t, Type type, int64_t n, int64_t head, int64_t row) {
-  return static_cast<const char*>(t.data) + size_of(type) * (n * t.n + head * t.head + row * t.row);
-}
-
-LL_INLINE void* row_at(Tensor& t, Type type, int64_t n, int64_t head, int64_t row) {
+LL_INLINE char* row_at(const Tensor& t, Type type, int64_t n, int64_t head, int64_t row) {
   return static_cast<char*>(t.data) + size_of(type) * (n * t.n + head * t.head + row * t.row);
 }
 
+// Ask for the row that will be read, or written, soon after this one. Rows of one head lie far apart where heads lie side
+// by side, [N, T, H, D], and no core's prefetcher follows them: waiting for memory was a quarter of small calls.
+template <int WRITE>
+LL_INLINE void expect(const Tensor& t, Type type, const char* row, int64_t width) {
+  constexpr int64_t AHEAD = 12;  // rows
+  const char* at = row + size_of(type) * AHEAD * t.row;
+  for (int64_t i = 0; i < width * size_of(type); i += 64) __builtin_prefetch(at + i, WRITE);
+}
+
 // A row of `width` numbers as floats: where it lies if it can be read there, else copied to `room`.
-LL_INLINE const float* floats(const void* row, Type type, int64_t column, int64_t width, float* room) {
+LL_INLINE const float* read_row(const Tensor& t, Type type, int64_t n, int64_t head, int64_t row, int64_t width, float* room) {
+  const char* at = row_at(t, type, n, head, row);
+  if (t.column == 1) expect<0>(t, type, at, width);
   if (type == Type::f32) {
-    const float* p = static_cast<const float*>(row);
-    if (column == 1) return p;
-    for (int64_t i = 0; i < width; i++) room[i] = p[i * column];
+    const float* p = reinterpret_cast<const float*>(at);
+    if (t.column == 1) return p;
+    for (int64_t i = 0; i < width; i++) room[i] = p[i * t.column];
     return room;
   }
-  const uint16_t* p = static_cast<const uint16_t*>(row);
+  const uint16_t* p = reinterpret_cast<const uint16_t*>(at);
   if (type == Type::bf16)
-    for (int64_t i = 0; i < width; i++) room[i] = from_bf16(p[i * column]);
+    for (int64_t i = 0; i < width; i++) room[i] = from_bf16(p[i * t.column]);
   else
-    for (int64_t i = 0; i < width; i++) room[i] = from_f16(p[i * column]);
+    for (int64_t i = 0; i < width; i++) room[i] = from_f16(p[i * t.column]);
   return room;
 }
 
-// Write `width` floats, times `factor`, to a row of a tensor.
-LL_INLINE void write_row(void* row, Type type, int64_t column, int64_t width, const float* from, float factor) {
+// Write `width` floats, times `factor`, to a row.
+LL_INLINE void write_row(const Tensor& t, Type type, int64_t n, int64_t head, int64_t row, int64_t width, const float* from,
+                         float factor) {
+  char* at = row_at(t, type, n, head, row);
+  if (t.column == 1) expect<1>(t, type, at, width);
   if (type == Type::f32) {
-    float* p = static_cast<float*>(row);
+    float* p = reinterpret_cast<float*>(at);
     int64_t i = 0;
-    if (column == 1)
+    if (t.column == 1)
       for (; i + W <= width; i += W) store(p + i, load(from + i) * factor);
-    for (; i < width; i++) p[i * column] = from[i] * factor;
+    for (; i < width; i++) p[i * t.column] = from[i] * factor;
     return;
   }
-  uint16_t* p = static_cast<uint16_t*>(row);
+  uint16_t* p = reinterpret_cast<uint16_t*>(at);
   if (type == Type::bf16)
-    for (int64_t i = 0; i < width; i++) p[i * column] = to_bf16(from[i] * factor);
+    for (int64_t i = 0; i < width; i++) p[i * t.column] = to_bf16(from[i] * factor);
   else
-    for (int64_t i = 0; i < width; i++) p[i * column] = to_f16(from[i] * factor);
+    for (int64_t i = 0; i < width; i++) p[i * t.column] = to_f16(from[i] * factor);
 }
 
 // Whether NaN or inf was among the numbers that went by: 0 * x is 0 for all others. One that lives in a loop's registers
@@ -185,7 +195,7 @@ inline void pack_panels(const Tensor& t, Type type, int64_t n, int64_t head, int
                         float* to, float* room, Watch& watch) {
   Watch seen;
   for (int64_t r = 0; r < count; r++) {
-    const float* from = floats(row_at(t, type, n, head, first + r), type, t.column, width, room);
+    const float* from = read_row(t, type, n, head, first + r, width, room);
     for (int64_t column = 0; column < width; column += NR) {
       float* at = to + column * count + r * NR;
       const int64_t there = std::min<int64_t>(width - column, NR);
@@ -219,7 +229,7 @@ inline void pack_transposed(const Tensor& t, Type type, int64_t n, int64_t head,
     const float* rows[4];
     for (int i = 0; i < 4; i++) {
       const int64_t there = r + i < count ? r + i : r;  // beyond the end: any row, cleared below
-      rows[i] = floats(row_at(t, type, n, head, first + there), type, t.column, width, room + i * width);
+      rows[i] = read_row(t, type, n, head, first + there, width, room + i * width);
     }
     int64_t column = 0;
     for (; column + 4 <= width; column += 4) transpose_4(rows, column, at + column * NR, NR, seen);
@@ -236,7 +246,7 @@ inline void pack_rows(const Tensor& t, Type type, int64_t n, int64_t head, int64
                       float factor, float* to, float* room, Watch& watch) {
   Watch seen;
   for (int64_t r = 0; r < count; r++) {
-    const float* from = floats(row_at(t, type, n, head, first + r), type, t.column, width, room);
+    const float* from = read_row(t, type, n, head, first + r, width, room);
     copy_row(from, width, factor, to + r * width, seen);
   }
   watch.join(seen);

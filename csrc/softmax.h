@@ -278,8 +278,7 @@ inline float write_result(const Forward& call, int64_t n, int64_t h, int64_t i, 
                           const float* sums) {
   const int64_t line = (n * call.H + h) * call.T + i;
   const RowEnd end = end_of_row(keys, sink);
-  Tensor output = call.output;
-  write_row(row_at(output, call.type, n, h, i), call.type, output.column, call.E, sums, end.by);
+  write_row(call.output, call.type, n, h, i, call.E, sums, end.by);
   if (call.lse) call.lse[line] = end.lse;
   if (call.rows) call.rows[2 * line] = end.m, call.rows[2 * line + 1] = end.inverse;
   if (call.seen.entropy) call.seen.entropy[line] = end.entropy;
