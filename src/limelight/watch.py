@@ -134,7 +134,7 @@ def _refuse_compiled(modules: Mapping[str, nn.Module], paths: set[str]) -> None:
                     f"model: {path or 'it'} is scripted (torch.jit), and its attention makes no calls that could be "
                     f"seen. Watch the model that it was scripted from, or choose other layers."
                 )
-        elif hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        elif "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             raise WatchError(
                 f"model: {path or 'it'} is compiled, and compiled code makes no calls that could be seen. Watch the "
                 f"model it was compiled from (model._orig_mod, for torch.compile)."

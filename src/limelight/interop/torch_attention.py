@@ -159,6 +159,8 @@ def narrowed(tensor: Tensor) -> Tensor:
 
 def _aligned(query: Tensor, key: Tensor, value: Tensor, *, grouped: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The three with a head axis and equal leading axes."""
+    if query.ndim > 2 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        return query, key, value
     query, key, value = (one.unsqueeze(0) if one.ndim == 2 else one for one in (query, key, value))
     lead = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
     heads = (

@@ -137,7 +137,7 @@ class Kept:
 
     def gather(self, observe: Sequence[Observation], seen: Gathered | None) -> None:
         """Keep the answers to what is asked for: those seen on the way, and what was not is computed."""
-        gather = gather_of(observe, self._call)
+        gather = gather_of(observe, self._call) if seen is None else self._call.gather
         for name in ("received", "entropy", "distance"):
             tensor = None if seen is None else getattr(seen, name)
             if tensor is not None:

@@ -148,7 +148,7 @@ def check_observations(observe: str | Observation | Sequence[str | Observation])
 
 def all_places(observe: Sequence[Observation], queries: int) -> tuple[int, ...]:
     """The queries whose weights are asked for, in [0, T), ascending, each once. Errors: ArgumentError."""
-    return tuple(sorted({place for one in observe for place in places_in(one.places, queries)}))
+    return tuple(sorted({place for one in observe if one.places for place in places_in(one.places, queries)}))
 
 
 def map_of(cells: Sequence[int], shape: Sequence[int], reduce: str) -> tuple[tuple[int, int], str]:
@@ -167,9 +167,10 @@ def gather_of(observe: Sequence[Observation], call: Call) -> Gather:
     heads, queries = call.query.shape[1:3]
     shape = (*call.lead, heads, queries, call.key.shape[2])
     names = {one.name for one in observe}
-    most = max([one.k for one in observe] or [0])
+    most = max(one.k for one in observe)
     places = all_places(observe, queries)
-    guard((*shape[:-2], len(places), shape[-1]), call.dtype(), DENSE_LIMIT)
+    if places:
+        guard((*shape[:-2], len(places), shape[-1]), call.dtype(), DENSE_LIMIT)
     gather = Gather("received" in names, "entropy" in names, min(most, shape[-1]), "distance" in names, rows=places)
     first = next((one for one in observe if one.name == "pooled"), None)
     if first is None:
