@@ -13,7 +13,7 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-constexpr int64_t KEYS = NR * (W == 16 ? 4 : 8);  // keys of a block
+constexpr int64_t KEYS = NR * (W == 16 ? 4 : 12);  // keys of a block
 constexpr int64_t GROUP = 4 * MR;                 // queries whose scores are held at a time
 constexpr int64_t ROWS = 8 * GROUP;               // queries of a unit, at most
 constexpr int64_t PACKED = int64_t{4} << 20;      // floats of packed keys and values that a thread may keep: 16 MiB
