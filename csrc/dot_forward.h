@@ -14,25 +14,28 @@
 namespace limelight::LIMELIGHT_ISA {
 
 constexpr int64_t KEYS = NR * (W == 16 ? 4 : 12);  // keys of a block
-constexpr int64_t GROUP = 4 * MR;                 // queries whose scores are held at a time
-constexpr int64_t ROWS = 8 * GROUP;               // queries of a unit, at most
-constexpr int64_t PACKED = int64_t{4} << 20;      // floats of packed keys and values that a thread may keep: 16 MiB
-constexpr int64_t STORE = int64_t{48} << 10;      // floats of all weights that are kept to look back at: part of a second cache
+constexpr int64_t GROUP = 4 * MR;                  // queries whose scores are held at a time
+constexpr int64_t ROWS = 8 * GROUP;                // queries of a unit, at most
+constexpr int64_t PACKED = int64_t{4} << 20;       // floats of packed keys and values that a thread may keep: 16 MiB
+constexpr int64_t NEAR = int64_t{1} << 20;         // and of those that are soon read: 4 MiB
+constexpr int64_t STORE = int64_t{48} << 10;       // floats of all weights that are kept to look back at: part of a second cache
 
 inline int64_t blocks_of(int64_t keys) { return (keys + KEYS - 1) / KEYS; }
 
-// Whether a key head is packed once.
-inline bool packed_once(const Forward& call) { return blocks_of(call.S) * KEYS * (call.D + padded(call.E)) <= PACKED; }
+// Floats of the packed keys and values of a key head, and whether they are packed once.
+inline int64_t packed_floats(const Forward& call) { return blocks_of(call.S) * KEYS * (call.D + padded(call.E)); }
+inline bool packed_once(const Forward& call) { return packed_floats(call) <= PACKED; }
 
 // Whether something is gathered once a row is complete, from what was kept of all its weights.
 inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.pooled.to; }
 
 // Queries per unit: even parts of T, whole groups, and fewer where something of all keys is kept, but not so few that
-// packing for each unit would show.
+// packing for each unit, or reading from a third cache what is packed, would show.
 inline int64_t rows_per_unit(const Forward& call) {
   int64_t most = ROWS;
   if (looks_back(call)) {
-    const int64_t least = packed_once(call) ? GROUP : 2 * GROUP, store = packed_once(call) ? STORE : 64 * STORE;
+    const int64_t store = packed_once(call) ? STORE : 64 * STORE;
+    const int64_t least = packed_floats(call) <= NEAR ? GROUP : packed_once(call) ? 4 * GROUP : 2 * GROUP;
     most = std::clamp(store / std::max<int64_t>(1, call.S) / GROUP * GROUP, least, ROWS);
   }
   const int64_t units = std::max<int64_t>(1, (call.T + most - 1) / most);

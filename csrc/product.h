@@ -63,29 +63,36 @@ struct Operand {
   int64_t row, k;  // strides
 };
 
+// C [rows, VECS vectors]: tiles of MR rows and what is left, or of less where that makes them even.
+template <int VECS, bool ADD>
+LL_INLINE void panel(int64_t rows, int64_t depth, Operand a, const float* b, float* c, int64_t c_row, const float* before) {
+  const int64_t tiles = (rows + MR - 1) / MR, even = (rows + tiles - 1) / std::max<int64_t>(1, tiles);
+  int64_t m = 0;
+  if (even == MR)
+    for (; m + MR <= rows; m += MR)
+      tile<MR, VECS, ADD>(depth, a.data + m * a.row, a.row, a.k, b, c + m * c_row, c_row, before ? before + m : nullptr);
+  for (; m < rows; m += even)
+    tile_rows<VECS, ADD>(std::min(even, rows - m), depth, a.data + m * a.row, a.row, a.k, b, c + m * c_row, c_row,
+                         before ? before + m : nullptr);
+}
+
 // C [rows, columns] = (before * C +) A [rows, depth] B [depth, columns]. `first` and `depth` choose a part of the inner
 // axis of panels that hold `stored` of it. C's rows have room for whole vectors.
 template <bool ADD>
 inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth, int64_t stored, Operand a, const float* b,
                     float* c, int64_t c_row, const float* before = nullptr) {
-  const int64_t tiles = (rows + MR - 1) / MR, even = (rows + tiles - 1) / std::max<int64_t>(1, tiles);
+  a.data += first * a.k;
   for (int64_t column = 0; column < columns; column += NR) {
-    const float* panel = b + column * stored + first * NR;
+    const float* from = b + column * stored + first * NR;
     const int64_t vectors = columns - column >= NR ? NV : (columns - column + W - 1) / W;
-    for (int64_t m = 0; m < rows; m += even) {
-      const int64_t height = std::min(even, rows - m);
-      const float* a_at = a.data + m * a.row + first * a.k;
-      float* c_at = c + m * c_row + column;
-      const float* before_at = before ? before + m : nullptr;
-      switch (vectors) {
-        case 1: tile_rows<1, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at); break;
-        case 2: tile_rows<2, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at); break;
-        case 3:
-          if constexpr (NV > 2) tile_rows<3, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at);
-          break;
-        default:
-          if constexpr (NV > 3) tile_rows<4, ADD>(height, depth, a_at, a.row, a.k, panel, c_at, c_row, before_at);
-      }
+    switch (vectors) {
+      case 1: panel<1, ADD>(rows, depth, a, from, c + column, c_row, before); break;
+      case 2: panel<2, ADD>(rows, depth, a, from, c + column, c_row, before); break;
+      case 3:
+        if constexpr (NV > 2) panel<3, ADD>(rows, depth, a, from, c + column, c_row, before);
+        break;
+      default:
+        if constexpr (NV > 3) panel<4, ADD>(rows, depth, a, from, c + column, c_row, before);
     }
   }
 }

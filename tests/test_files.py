@@ -58,8 +58,9 @@ def test_folder_missing_and_folder_in_the_way(tmp_path):
     with pytest.raises(OutputError, match="does not exist: create it first"), atomic_write(tmp_path / "no" / "a"):
         pass
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="it is a folder"), atomic_write(tmp_path / "folder"):
-        pass
+    for name in (tmp_path / "folder", "", ".", ".."):
+        with pytest.raises(OutputError, match="it is a folder"), atomic_write(name):
+            pass
 
 
 def test_errors_about_other_files_are_not_blamed_on_this_one(tmp_path):

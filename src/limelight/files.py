@@ -52,7 +52,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Errors: as `atomic_write`; the caller's file is not fsynced here unless it came from `atomic_write`.
     """
     final = Path(path)
-    temporary = final.with_name(f".{final.name[:100]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = final.parent / f".{final.name[:100]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     try:
         if final.is_dir():
             raise OutputError(f"cannot write {final}: it is a folder; choose another name or remove it")
