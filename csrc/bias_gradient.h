@@ -70,19 +70,32 @@ class BiasGradient {
     } else if (to_.column == 1) {
       accumulate(head_ + i * to_.row + key_ + first, g + first, last - first);
     } else {
-      float* to = head_ + i * to_.row;
-      for (int64_t j = first; j < last; j++) to[(key_ + j) * to_.column] += g[j];
+      spread(head_ + i * to_.row + (key_ + first) * to_.column, g + first, last - first);
     }
   }
 
   void end() {
     if (to_.row > 0) return;
     float* to = head_ + key_ * to_.column - (to_.row == 0 ? 0 : row_ + rows_ - 1);
-    for (int64_t j = 0; j < used_; j++)
-      if (sums_[j] != 0) to[j * to_.column] += sums_[j];
+    spread(to, sums_, used_);
   }
 
  private:
+  // Numbers to where they belong, in memory that may have fewer: all to one is a sum that is made first, of W at a time.
+  void spread(float* to, const float* from, int64_t count) const {
+    if (to_.column != 0) {
+      for (int64_t j = 0; j < count; j++)
+        if (from[j] != 0) to[j * to_.column] += from[j];
+      return;
+    }
+    vf sum{};
+    float rest = 0;
+    int64_t j = 0;
+    for (; j + W <= count; j += W) sum += load(from + j);
+    for (; j < count; j++) rest += from[j];
+    *to += sum_of(sum) + rest;
+  }
+
   static void accumulate(float* to, const float* from, int64_t count) {
     int64_t j = 0;
     for (; j + W <= count; j += W) store(to + j, load(to + j) + load(from + j));
