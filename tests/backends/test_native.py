@@ -58,6 +58,19 @@ def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot()):
         assert error <= limit, f"{place}: {error} against {allowed}"
 
 
+@pytest.mark.parametrize(("T", "S", "E"), [(389, 200, 3), (389, 389, 1)])
+def test_a_bias_of_one_number_loses_none_of_the_pairs_that_share_it(T, S, E):
+    inputs = [_random(0, 1, 1, T, 1), _random(1, 1, 1, S, 1), _random(2, 1, 1, S, E)]
+    inputs = [one.float().double() for one in inputs]
+    arguments = {"mask": causal(), "bias": _random(4, 1, 1, 1, 1), "sink": _random(5, 1, 1)}
+    arguments |= {name: arguments[name].float().double() for name in ("bias", "sink")}
+    want, have = (
+        _everything(inputs, arguments, *how)[5].item()
+        for how in (("reference", torch.float64), ("native", torch.float32))
+    )
+    assert abs(have - want) <= 4 * torch.finfo(torch.float32).eps * max(1.0, abs(want))
+
+
 @given(case=cases(), cap=st.sampled_from((None, None, 0.7, 30.0)))
 @settings(max_examples=60, deadline=None)
 def test_dot_agrees_with_the_reference_in_float64(case, cap):
