@@ -88,7 +88,18 @@ LL_INLINE vf lanes() {
   return x;
 }
 
-LL_INLINE vf smaller(vf a, vf b) { return -larger(-a, -b); }
+// The smaller of the two; `b` where either is NaN.
+LL_INLINE vf smaller(vf a, vf b) {
+#if defined(LL_AVX512)
+  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(LL_AVX2)
+  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(LL_SSE2)
+  return (vf)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 
 // Which lanes of `a` are above those of `b`: bit i is lane i.
 LL_INLINE uint32_t lanes_above(vf a, vf b) {
@@ -133,9 +144,14 @@ LL_INLINE vf swapped(vf x) {
 #endif
 }
 
-// The lanes moved up by one: lane 0 is that of `first`, lane i that of x's lane i - 1.
+// The lanes moved up by one: lane 0 is what all lanes of `first` hold, lane i that of x's lane i - 1.
 template <class V>
 LL_INLINE V moved_up(V x, V first) {
+#if defined(LL_AVX2)
+  // Half the latency of a permutation across both halves, and a chain of insertions waits for each.
+  const __m256i low = _mm256_permute2x128_si256((__m256i)first, (__m256i)x, 0x20);  // first's, x's lower half
+  return (V)_mm256_alignr_epi8((__m256i)x, low, 12);
+#else
   vi from;
   for (int i = 0; i < W; i++) from[i] = i - 1;
   from[0] = W;
@@ -145,6 +161,7 @@ LL_INLINE V moved_up(V x, V first) {
   return y;
 #else
   return __builtin_shuffle(x, first, from);
+#endif
 #endif
 }
 

@@ -79,13 +79,12 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.ndim < 3 or key.ndim < 3 or value.ndim < 3:
         _explain_inputs({"query": query, "key": key, "value": value})
-    *lead, heads, _, _ = query.shape
-    *key_lead, groups, keys, _ = key.shape
-    *value_lead, value_groups, values, _ = value.shape
+    asked, there = query.shape, key.shape
+    heads, groups = asked[-3], there[-3]
     dtype, device = query.dtype, query.device
     if not (
-        lead == key_lead == value_lead
-        and (groups, keys) == (value_groups, values)
+        there[:-1] == value.shape[:-1]
+        and asked[:-3] == there[:-3]
         and (heads == groups or (groups and heads % groups == 0))
         and dtype is key.dtype is value.dtype
         and dtype in float_dtypes

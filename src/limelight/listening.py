@@ -45,11 +45,17 @@ def listener() -> Listener | None:
     return _THREAD.listener
 
 
+def set_listener(new: Listener | None) -> Listener | None:
+    """Another listener for this thread from now on, or none; returns the one before."""
+    before, _THREAD.listener = _THREAD.listener, new
+    return before
+
+
 @contextmanager
 def listening_to(new: Listener | None) -> Iterator[None]:
     """Inside the block this thread has another listener, or none."""
-    before, _THREAD.listener = _THREAD.listener, new
+    before = set_listener(new)
     try:
         yield
     finally:
-        _THREAD.listener = before
+        set_listener(before)

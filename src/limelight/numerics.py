@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
+
 
 def all_finite(*tensors: Tensor | None) -> bool:
     """Whether every number is finite, by one sum each; may say False when a sum of finite numbers overflows."""
@@ -21,8 +23,9 @@ def all_finite(*tensors: Tensor | None) -> bool:
 
 def has_numbers(tensor: Tensor) -> bool:
     """Whether it holds its numbers itself: does not wrap another tensor, is not fake and not a tensor of torch.func."""
-    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
-    return not wraps and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
+    kind = type(tensor)
+    wraps = kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
+    return not (wraps or _is_functorch_wrapped(tensor))
 
 
 def no_graph(tensor: Tensor) -> AbstractContextManager[Any]:

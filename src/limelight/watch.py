@@ -109,8 +109,11 @@ def _watching(
     stats: bool,
     device: torch.device | None,
 ) -> Iterator[Seen[Any]]:
-    def record(path: str, view: AttentionView) -> None:
-        seen.add(path, statistics(view, observe, device) if stats else view.copy(device))
+    def record(path: str, view: AttentionView, sole: bool) -> None:
+        if stats:
+            seen.add(path, statistics(view, observe, device, sole=sole))
+        else:
+            seen.add(path, view.taken_over(device) if sole else view.copy(device))
 
     def miss(path: str, reason: str) -> None:
         seen.unseen.setdefault(path, reason)

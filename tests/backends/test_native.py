@@ -312,3 +312,30 @@ def test_nan_in_sight_comes_out_as_elsewhere(score):
 
     for ours, theirs in zip(run("native"), run("streaming"), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_heads_that_lie_side_by_side_do_so_in_what_comes_out(compiled):
+    call = torch.compile(attend, fullgraph=True, backend="aot_eager") if compiled else attend
+
+    def results(inputs):
+        leaves = [one.detach().requires_grad_() for one in inputs]
+        output = call(*leaves)
+        return output, *torch.autograd.grad(output, leaves, torch.ones_like(output))
+
+    shapes = (5, 11), (7, 11), (7, 13)
+    inputs = [_random(seed, 2, size, 3, width).float().transpose(1, 2) for seed, (size, width) in enumerate(shapes)]
+    found, apart = results(inputs), results([one.contiguous() for one in inputs])
+    for place, (one, other) in enumerate(zip(found, apart, strict=True)):
+        assert torch.equal(one, other), place
+        assert one.transpose(1, 2).is_contiguous(), place
+        assert other.is_contiguous(), place
+
+
+def test_the_careful_road_of_compiled_code_keeps_the_layout_that_was_promised():
+    query, key, value = (_random(seed, 2, 5, 3, 11).float().transpose(1, 2) for seed in range(3))
+    value[0, 0, 0, 0] = math.nan
+    call = torch.compile(lambda *inputs: attend(*inputs).transpose(1, 2), fullgraph=True, backend="aot_eager")
+    output = call(query, key, value)
+    assert output.is_contiguous()
+    torch.testing.assert_close(output, attend(query, key, value).transpose(1, 2), equal_nan=True)

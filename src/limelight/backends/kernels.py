@@ -27,7 +27,7 @@ def forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
     """The forward pass, and if `tracked` what the backward pass wants of each row; None where it met NaN or inf."""
     query, gather = call.query, call.gather
     n, heads, queries, _ = query.shape
-    output = query.new_empty(n, heads, queries, call.value.shape[-1])
+    output = room(query, call.value.shape[3])
     lse = query.new_empty(n, heads, queries, dtype=torch.float32) if call.wants_lse or tracked else None
     rows = query.new_empty(n, heads, queries, 2, dtype=torch.float32) if tracked else None
     seen = _NOTHING_SEEN if gather is NOTHING else _room(call, gather)
@@ -54,7 +54,7 @@ def backward(
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...] | None:
     """Gradients to the call's tensors, a bias only if `wanted`, in their order; None where it met NaN or inf."""
-    grads = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in (call.query, call.key, call.value)]
+    grads = [room(one, one.shape[3]) for one in (call.query, call.key, call.value)]
     if to_lse is not None:
         to_lse = to_lse.contiguous()
     numbers, kept_alive = _common(call)
@@ -91,6 +91,24 @@ def backward(
     if vector is None or to_vector is None:
         return *grads, to_bias, to_sink, to_distances
     return *grads, to_bias, to_sink, to_distances, to_vector.to(vector.dtype)
+
+
+def room(like: Tensor, width: int) -> Tensor:
+    """Room for [N, heads, rows, width], laid out as `like`, whose heads layers leave side by side within each row.
+
+    Nothing then has to be copied where the heads are joined again, as torch's own attention has it.
+    """
+    n, heads, rows, _ = like.shape
+    _, between_heads, between_rows, _ = like.stride()
+    if heads > 1 and 0 < between_heads < between_rows:
+        return like.new_empty((n, rows, heads, width)).transpose(1, 2)
+    return like.new_empty((n, heads, rows, width))
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor [N, heads, rows, width] in the layout of `room`."""
+    place = room(like, tensor.shape[3])
+    return tensor if tensor.stride() == place.stride() else place.copy_(tensor)
 
 
 def _distance_place(by_distance: Tensor, queries: int) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,22 +31,22 @@ class Native(Backend):
 
     def refusal(self, call: Call) -> str | None:
         """It takes dot and additive scores on the CPU, masks that are a band, lengths, runs and a dense pattern."""
-        query = call.query
+        query, keys, dtype = call.query, call.key.shape[2], call.query.dtype
         if not query.is_cpu:
             return f"it runs on the CPU, and query is on {query.device}"
         if not (torch.compiler.is_compiling() or has_numbers(query)):
             return f"query is a {type(query).__name__} without numbers of its own: fake, or of torch.func"
-        if query.dtype not in kernels.TYPES or not query.dtype is call.key.dtype is call.value.dtype:
-            return f"it takes float32, bfloat16 and float16, and query is {query.dtype}"
-        if not (query.numel() and call.key.shape[2]):
+        if dtype not in kernels.TYPES or not dtype is call.key.dtype is call.value.dtype:
+            return f"it takes float32, bfloat16 and float16, and query is {dtype}"
+        if not (query.numel() and keys):
             return "there is nothing to attend to"
-        if call.key.shape[2] > MOST_KEYS:
-            return f"it numbers at most {MOST_KEYS} keys, and there are {call.key.shape[2]}"
+        if keys > MOST_KEYS:
+            return f"it numbers at most {MOST_KEYS} keys, and there are {keys}"
         if not call.normalizer.is_softmax:
             return f"the normalizer is {call.normalizer.name}, not softmax"
-        if call.score.plain_scale(query.shape[-1]) is None and call.score.tanh_vector() is None:
+        if call.score.plain_scale(query.shape[3]) is None and call.score.tanh_vector() is None:
             return "the score is neither a dot product nor additive"
-        if call.form() is None:
+        if call.mask is not None and call.form() is None:
             return "the mask is not a band, lengths, runs of keys and one dense pattern"
         return extension.refusal()
 
@@ -79,7 +78,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, careful: Backend, kept: list[Result], *tensors: Any) -> tuple[Tensor, Tensor]:
         done = kernels.forward(call, True)
-        result, rows = (careful.run(replace(call, wants_lse=True)), None) if done is None else done
+        result, rows = (careful.run(call.changed(wants_lse=True)), None) if done is None else done
         kept.append(result)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, result.output, result.lse, rows)

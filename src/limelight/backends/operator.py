@@ -124,7 +124,8 @@ def _attention(*arguments: Any) -> tuple[Tensor, ...]:
             seen = result.gathered
     assert seen is not None
     indices, weights = seen.top or (None, None)
-    found = (result.output, result.lse, rows, seen.received, seen.entropy, indices, weights, *seen[3:])
+    output = kernels.laid_out(result.output, flat.query)
+    found = (output, result.lse, rows, seen.received, seen.entropy, indices, weights, *seen[3:])
     # An operator hands out no tensor twice.
     return tuple(_empty(flat, place) if one is None else one for place, one in enumerate(found))
 
@@ -151,7 +152,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
         (n, heads, *gather.cells) if gather.cells else (0,),
     )
     return (
-        flat.query.new_empty(*rows, flat.value.shape[-1]),
+        kernels.room(flat.query, flat.value.shape[3]),
         *(_empty(flat, place).new_empty(shape) for place, shape in enumerate(shapes, 1)),
     )
 
@@ -176,15 +177,18 @@ def _attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
         if grads is None:
             grads = kernels.careful_backward(call, _careful[0], tensors, to_output, to_lse)
     grads = grads if len(grads) == _DIFFERENTIABLE else (*grads, None)
-    return tuple(flat.query.new_empty(0) if one is None else one.contiguous() for one in grads)
+    like = (flat.query, flat.key, flat.value)
+    inputs = (kernels.laid_out(grad, one) for grad, one in zip(grads, like, strict=False) if grad is not None)
+    others = (flat.query.new_empty(0) if one is None else one.contiguous() for one in grads[len(like) :])
+    return *inputs, *others
 
 
 @_attention_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    query = arguments[0]
-    return tuple(
-        query.new_empty(0) if one is None else torch.empty_like(one, memory_format=torch.contiguous_format)
-        for one in arguments[:_DIFFERENTIABLE]
+    query, key, value, *others = arguments[:_DIFFERENTIABLE]
+    return (
+        *(kernels.room(one, one.shape[3]) for one in (query, key, value)),
+        *(query.new_empty(0) if one is None else one.new_empty(one.shape) for one in others),
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from limelight.backends.exported import Exported
 from limelight.backends.fused import Fused
 from limelight.backends.native import Native
@@ -52,7 +50,8 @@ def observed(call: Call, gather: Gather) -> Gathered:
     The pass has a value of one column, the least that a backend takes: only the scores cost anything.
     """
     n, groups, keys, _ = call.key.shape
-    call = replace(call, value=call.key.new_zeros(n, groups, keys, 1), dropout=0.0, wants_lse=False, gather=gather)
+    value = call.key.new_zeros(n, groups, keys, 1)
+    call = call.changed(value=value, dropout=0.0, wants_lse=False, gather=gather)
     for backend in BACKENDS:
         if backend.gathers() and backend.refusal(call) is None:
             return backend.run(call).gathered or Gathered()

@@ -296,6 +296,10 @@ class AttentionView(VirtualArray):
         """
         return AttentionView(self._kept.copied(None if device is None else torch.device(device)))
 
+    def taken_over(self, device: torch.device | None) -> AttentionView:
+        """As `copy`, for one who alone has this view: what the pass made for it is not copied."""
+        return AttentionView(self._kept.copied(device, sole=True))
+
     @property
     def kept_bytes(self) -> int:
         """The bytes of the tensors that the view keeps, those of mask and bias among them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class Kept:
         self, call: Call, threshold: Tensor, weights: Tensor | None = None, answers: Answers | None = None
     ) -> None:
         # The value takes no part in the weights; the view must not keep it alive.
-        self._call = replace(call, value=call.value.new_empty(0))
+        self._call = call.changed(value=call.value.new_empty(0))
         self._versions = Versions(self._call, threshold)
         self.threshold, self.weights = threshold, weights
         self.answers: Answers = {} if answers is None else answers
@@ -138,16 +137,8 @@ class Kept:
     def gather(self, observe: Sequence[Observation], seen: Gathered | None) -> None:
         """Keep the answers to what is asked for: those seen on the way, and what was not is computed."""
         gather = gather_of(observe, self._call) if seen is None else self._call.gather
-        for name in ("received", "entropy", "distance"):
-            tensor = None if seen is None else getattr(seen, name)
-            if tensor is not None:
-                self.answers[name] = self.open(tensor)
-        if seen is not None and seen.top is not None:
-            self.answers["top"] = Links(*(self.open(one) for one in seen.top))
-        if seen is not None and seen.rows is not None:
-            self.answers["rows"] = RowWeights(tuple(gather.rows), self.open(seen.rows))
-        if seen is not None and seen.pooled is not None:
-            self.answers[map_of(gather.cells, self.shape, gather.reduce)[1]] = self.open(seen.pooled)
+        if seen is not None:
+            self._take(seen, gather)
         for one in observe:
             if one.name == "pooled":
                 self.answers[map_of(one.cells, self.shape, one.reduce)[1]] = self.map(one.cells, one.reduce)
@@ -157,6 +148,22 @@ class Kept:
                     self.answers["rows"] = RowWeights(tuple(gather.rows), self.rows(gather.rows))
             elif one.name not in self.answers:
                 self.answers[one.name] = self.top(gather.top) if one.name == "top" else self.answer(one.name)
+
+    def _take(self, seen: Gathered, gather: Gather) -> None:
+        """Keep what was seen on the way."""
+        if seen.received is not None:
+            self.answers["received"] = self.open(seen.received)
+        if seen.entropy is not None:
+            self.answers["entropy"] = self.open(seen.entropy)
+        if seen.distance is not None:
+            self.answers["distance"] = self.open(seen.distance)
+        if seen.top is not None:
+            indices, weights = seen.top
+            self.answers["top"] = Links(self.open(indices), self.open(weights))
+        if seen.rows is not None:
+            self.answers["rows"] = RowWeights(tuple(gather.rows), self.open(seen.rows))
+        if seen.pooled is not None:
+            self.answers[map_of(gather.cells, self.shape, gather.reduce)[1]] = self.open(seen.pooled)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled as a fresh one: other tensors have other versions."""
@@ -176,10 +183,11 @@ class Kept:
         call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
         return Kept(call, self.threshold.detach(), self.weights, self.answers)
 
-    def copied(self, device: torch.device | None) -> Kept:
+    def copied(self, device: torch.device | None, *, sole: bool = False) -> Kept:
         """Tensors of its own, without a graph; mask, bias and sink are shared unless the device is another one.
 
-        Without the weights of a small matrix: what a copy has of its own grows with T + S.
+        Without the weights of a small matrix: what a copy has of its own grows with T + S. `sole`: nobody else has this
+        one, so what the pass made, its answers and its threshold, is taken over as it is.
         """
 
         def own(tensor: Tensor) -> Tensor:
@@ -187,19 +195,24 @@ class Kept:
             to = tensor.device if device is None else device
             return tensor.to(to) if tensor.device != to else tensor.clone(memory_format=torch.contiguous_format)
 
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.detach() if device is None else tensor.detach().to(device)
+
         def shared(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach().to(tensor.device if device is None else device)
+            return None if tensor is None else moved(tensor)
 
         call = self.call
         query, key, value, *others = call.tensors()[:OWN_TENSORS]
         assert query is not None
         assert key is not None
         assert value is not None
-        call = call.with_tensors(own(query), own(key), own(value), *map(shared, others))
         mask = call.mask if call.mask is None or device is None else call.mask.moved(device)
-        call = replace(call, mask=mask).with_parameters(tuple(own(one) for one in call.score.parameters))
-        answers = {name: through(have, own) for name, have in self.answers.items()}
-        return Kept(call, own(self.threshold), answers=answers)
+        call = call.with_tensors(own(query), own(key), own(value), *map(shared, others)).changed(mask=mask)
+        if call.score.parameters:
+            call = call.with_parameters(tuple(own(one) for one in call.score.parameters))
+        made = moved if sole else own
+        answers = {name: through(have, made) for name, have in self.answers.items()}
+        return Kept(call, made(self.threshold), answers=answers)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

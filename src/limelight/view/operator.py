@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,7 +90,7 @@ def _times(call: Call, value: Tensor) -> Tensor:
     """W value, [N, H, T, M], of value [N, H, S, M]; differentiable once."""
     # Each head has its own value, so each has its own key as well.
     key = heads_of(call.key, call.query.shape[1])
-    call = replace(call, key=key, value=value, dropout=0.0, wants_lse=False)
+    call = call.changed(key=key, value=value, dropout=0.0, wants_lse=False)
     return choose(call, "auto").run(call).output
 
 

@@ -61,11 +61,24 @@ _NORMALIZERS: dict[str, tuple[type, Callable[..., Any]]] = {
 }
 """The name of each kind in a file, and what makes it of its fields again, checking them."""
 
-MORE = tuple(
-    {field.name for field in fields(Call) if field.init}
-    - {"query", "key", "value", "score", "mask", "bias", "dropout", "seed", "lead", "wants_lse", "gather", "normalizer"}
+_USUAL = (
+    "query",
+    "key",
+    "value",
+    "score",
+    "mask",
+    "bias",
+    "dropout",
+    "seed",
+    "lead",
+    "wants_lse",
+    "gather",
+    "normalizer",
 )
+MORE = tuple(field.name for field in fields(Call) if field.init and field.name not in _USUAL)
 """What a call may hold besides its usual parts."""
+
+_BESIDES = ("bias", *MORE)
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -95,7 +108,7 @@ def _tensors_of(call: Call, threshold: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "query", call.query
     yield "key", call.key
     yield "lse" if call.normalizer.is_softmax else "threshold", threshold
-    for name in ("bias", *MORE):
+    for name in _BESIDES:
         one = getattr(call, name)
         if isinstance(one, Tensor):
             yield name, one

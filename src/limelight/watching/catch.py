@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from limelight.attend import attend, look
 from limelight.errors import ArgumentError, BackendError
 from limelight.interop.torch_attention import Meaning, meaning
-from limelight.listening import Listener, listening_to
+from limelight.listening import Listener, listening_to, set_listener
 from limelight.numerics import has_numbers
 from limelight.scores import dot
 from limelight.view import AttentionView, Observation
@@ -30,7 +30,7 @@ _SDPA = F.scaled_dot_product_attention
 _MULTI_HEAD = F.multi_head_attention_forward
 _FLEX = torch.ops.higher_order.flex_attention
 _PRODUCTS = frozenset({torch.bmm, torch.baddbmm})
-_CAUGHT = frozenset({_SDPA, _MULTI_HEAD, *FUSED}) | unseen.PRODUCTS | unseen.SOFTMAXES
+_CAUGHT = frozenset({_SDPA, _MULTI_HEAD, _FLEX, *FUSED}) | unseen.PRODUCTS | unseen.SOFTMAXES
 
 
 def _unguarded(function: Any) -> Callable[..., Any]:
@@ -63,13 +63,13 @@ Wanting = list[tuple["Watcher", Running]]
 @dataclass(frozen=True)
 class Watcher:
     """One `watch` block: which running module it wants to see now, and which lie around it, from the innermost on; what
-    it observes, and where it puts what it sees.
+    it observes, and where it puts what it sees: the path, the view, and whether nobody else has that view.
     """
 
     running: Callable[[], Running | None]
     around: Callable[[], list[Running]]
     observe: tuple[Observation, ...]
-    record: Callable[[str, AttentionView], None]
+    record: Callable[[str, AttentionView, bool], None]
     miss: Callable[[str, str], None]
 
 
@@ -84,20 +84,22 @@ class Catcher(TorchFunctionMode, Listener):
         self.flexed = 0
         self.compiled = 0
         self._told = (0, 0)
-        self._busy = False
+        self._heard = 0
+        self.busy = False
         self._heads: tuple[int, ...] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A model makes dozens of other calls for each attention: they leave first.
+        if self.flexed + self.compiled != self._heard and not torch.compiler.is_dynamo_compiling():
+            # The module that called what was compiled still runs, or the one around it does.
+            self.tell_uncaught()
+        if func not in _CAUGHT or self.busy:
+            if isinstance(func, unseen.OPERATORS) and not self.busy:
+                self._operator(func)
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if func is _FLEX:
             self.flexed += 1
-            return func(*args, **kwargs)
-        if not torch.compiler.is_dynamo_compiling() and self._told != (self.flexed, self.compiled):
-            # The module that called what was compiled still runs, or the one around it does.
-            self.tell_uncaught()
-        if func not in _CAUGHT or self._busy:
-            if not self._busy and isinstance(func, unseen.OPERATORS):
-                self._operator(func)
             return func(*args, **kwargs)
         if func in unseen.PRODUCTS:
             return self._product(func, args, kwargs)
@@ -131,7 +133,7 @@ class Catcher(TorchFunctionMode, Listener):
                 names = "score", "mask", "bias", "sink", "normalizer"
                 aside = {name: options[name] for name in names}
                 view = _view_beside(query, key, aside, _union(wanting))
-            _record(wanting, view)
+            _record(wanting, view, sole=True)
         return output
 
     def look(
@@ -163,7 +165,7 @@ class Catcher(TorchFunctionMode, Listener):
                     found = None if wanted.dropout else _natively(wanted, observe)
                     if found is not None:
                         output, view = found
-                        _record(wanting, view)
+                        _record(wanting, view, sole=True)
                         return output if query.ndim > 2 else output.squeeze(0)
             output = _SDPA(*args, **kwargs)
             if not plain:
@@ -172,7 +174,7 @@ class Catcher(TorchFunctionMode, Listener):
             wanted = meaning(*args, **kwargs)
             # Under autocast torch narrows query and key itself.
             near = (wanted.query.to(output.dtype), wanted.key.to(output.dtype))
-            _record(wanting, _view_beside(*near, wanted.options(), observe))
+            _record(wanting, _view_beside(*near, wanted.options(), observe), sole=True)
         return output
 
     def _multi_head(self, args: Any, kwargs: Any) -> Any:
@@ -205,7 +207,7 @@ class Catcher(TorchFunctionMode, Listener):
                 bias = bias.unflatten(0, folded) if bias.shape[0] == query.shape[0] else bias
             options = {"score": dot(1.0), "mask": None, "bias": bias}
             parts = (query.unflatten(0, folded), key.mT.unflatten(0, folded))
-            _record(wanting, _view_beside(*parts, options, _union(wanting)))
+            _record(wanting, _view_beside(*parts, options, _union(wanting)), sole=True)
         return scores
 
     def _fused(self, wanting: Wanting, func: Any, args: Any, kwargs: Any) -> Any:
@@ -217,7 +219,8 @@ class Catcher(TorchFunctionMode, Listener):
             return outputs
         with self._silence():
             wanted = meaning(**given)
-            _record(wanting, _view_beside(wanted.query, wanted.key, wanted.options(), _union(wanting)))
+            view = _view_beside(wanted.query, wanted.key, wanted.options(), _union(wanting))
+            _record(wanting, view, sole=True)
         return outputs
 
     def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -246,7 +249,7 @@ class Catcher(TorchFunctionMode, Listener):
 
     def tell_uncaught(self, *, entered: bool = False) -> None:
         """Whatever was counted since the last time, the innermost module did, or if it begins now that around it."""
-        before, self._told = self._told, self._counts()
+        before, self._told, self._heard = self._told, self._counts(), self.flexed + self.compiled
         reasons = [reason for reason, old, new in zip(_COUNTED, before, self._told, strict=True) if new > old]
         for watcher in self.watchers if reasons else ():
             around = watcher.around()[int(entered) :]
@@ -268,15 +271,26 @@ class Catcher(TorchFunctionMode, Listener):
                 found.append((watcher, running))
         return found
 
-    @contextmanager
-    def _silence(self) -> Iterator[None]:
+    def _silence(self) -> _Silence:
         """What is computed in here is our own, and not the model's."""
-        before, self._busy = self._busy, True
-        try:
-            with listening_to(None):
-                yield
-        finally:
-            self._busy = before
+        return _Silence(self)
+
+
+class _Silence:
+    """See `Catcher._silence`; a class, which is entered in a third of the time of a generator."""
+
+    __slots__ = ("_before", "_catcher")
+
+    def __init__(self, catcher: Catcher) -> None:
+        self._catcher = catcher
+
+    def __enter__(self) -> None:
+        self._before = self._catcher.busy, set_listener(None)
+        self._catcher.busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self._catcher.busy, listener = self._before
+        set_listener(listener)
 
 
 class _Thread(threading.local):
@@ -354,11 +368,15 @@ def _miss(wanting: Wanting, reason: str) -> None:
         watcher.miss(running.path, reason)
 
 
-def _record(wanting: Wanting, view: AttentionView) -> None:
+def _record(wanting: Wanting, view: AttentionView, *, sole: bool = False) -> None:
+    """Everybody who wants it keeps the view; `sole`: it was made for them, and its caller does not have it."""
+    sole = sole and len(wanting) == 1
     for watcher, running in wanting:
         running.attended = True
-        watcher.record(running.path, view)
+        watcher.record(running.path, view, sole)
 
 
 def _union(wanting: Wanting) -> tuple[Observation, ...]:
+    if len(wanting) == 1:
+        return wanting[0][0].observe
     return tuple(one for watcher, _ in wanting for one in watcher.observe)

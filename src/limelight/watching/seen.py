@@ -80,13 +80,15 @@ class Statistics:
         )
 
 
-def statistics(view: AttentionView, observe: Sequence[Observation], device: torch.device | None) -> Statistics:
-    """The answers of a view to what is asked for, on that device, or where they are."""
+def statistics(
+    view: AttentionView, observe: Sequence[Observation], device: torch.device | None, *, sole: bool = False
+) -> Statistics:
+    """The answers of a view to what is asked for, on that device, or where they are; `sole`: nobody else asked."""
 
     def there(tensor: Tensor) -> Tensor:
         tensor = tensor if device is None else tensor.to(device)
         # A part of what another block observes would keep the whole.
-        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        return tensor.clone() if not sole and tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
     names = {one.name for one in observe}
     most = max((one.k for one in observe), default=0)
