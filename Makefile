@@ -70,7 +70,7 @@ sanitize: $(STAMP)
 emulate: $(STAMP)
 	$(native_build) -B $(EMULATED) -DLIMELIGHT_EMULATE=ON -DCMAKE_BUILD_TYPE=Release
 	$(BIN)/cmake --build $(EMULATED)
-	for isa in avx512 neon; do \
+	for isa in avx512 avx512bf16 neon; do \
 		LIMELIGHT_NATIVE=$(EMULATED) LIMELIGHT_ISA=$$isa $(BIN)/python -m pytest $(NATIVE_TESTS) $(PYTEST_ARGS) || exit 1; \
 	done
 

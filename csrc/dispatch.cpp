@@ -21,6 +21,7 @@ namespace supports {
 [[maybe_unused]] bool neon() { return true; }
 #if defined(LIMELIGHT_EMULATE)
 bool avx512() { return true; }
+bool avx512bf16() { return true; }
 #elif defined(__x86_64__)
 bool avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -29,6 +30,7 @@ bool avx2() {
   return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+[[maybe_unused]] bool avx512bf16() { return avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 }  // namespace supports
 

@@ -19,7 +19,8 @@ class DotBackward {
  public:
   // `bias`: where this part finds the bias's gradient.
   DotBackward(const Backward& call, int64_t stretch, float* bias)
-      : call_(call), few_(few_queries(call)), bias_(call, bias), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
+      : call_(call), few_(few_queries(call)), score_(paired(call), call.D), worth_(paired(call), call.E),
+        bias_(call, bias), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
     const int64_t d = call.D, e = call.E;
     query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
     grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);
@@ -56,15 +57,18 @@ class DotBackward {
   bool clean() const { return watch_.clean(); }
 
  private:
+  // As the forward pass has it: the scores have to come out the same.
+  static bool paired(const Backward& call) { return call.type == Type::bf16 && !few_queries(call); }
+
   static int64_t floats(const Backward& call, int64_t stretch) {
     const int64_t d = padded(call.D), e = padded(call.E);
     return 2 * BACK_ROWS * (d + e + KEYS) + KEYS * (2 * d + e + 2) + 4 * std::max(d, e) + stretch * (d + e) + 16 * 16;
   }
 
   void pack_keys(int64_t key, int64_t count) {
-    if (!few_) pack_transposed(call_.key, call_.type, n_, g_, key, count, call_.D, key_, room_, watch_);
+    if (!few_) score_.pack_right(call_.key, call_.type, n_, g_, key, count, key_, room_, watch_);
     pack_panels(call_.key, call_.type, n_, g_, key, count, call_.D, key_panels_, room_, watch_);
-    pack_transposed(call_.value, call_.type, n_, g_, key, count, call_.E, value_, room_, watch_);
+    worth_.pack_right(call_.value, call_.type, n_, g_, key, count, value_, room_, watch_);
     if (call_.dropout.rate > 0)
       for (int64_t j = 0; j < KEYS; j++) column_bits_[j] = dropout_column(key + j, call_.dropout.seed);
   }
@@ -77,13 +81,13 @@ class DotBackward {
     if (span.empty()) return;
     const int64_t d = call_.D, e = call_.E, from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
     const int64_t inner = std::min(to, count) - from;
-    pack_rows(call_.query, call_.type, n_, h, row, rows, d, call_.scale, query_, room_, watch_);
+    score_.pack_left(call_.query, call_.type, n_, h, row, rows, call_.scale, query_, room_, watch_);
     pack_panels(call_.query, call_.type, n_, h, row, rows, d, query_panels_, room_, watch_);
-    pack_rows(call_.grad_output, call_.type, n_, h, row, rows, e, 1, grad_output_, room_, watch_);
+    worth_.pack_left(call_.grad_output, call_.type, n_, h, row, rows, 1, grad_output_, room_, watch_);
     pack_panels(call_.grad_output, call_.type, n_, h, row, rows, e, grad_output_panels_, room_, watch_);
     if (few_) scores_of_few(call_, n_, g_, key + from, key + from + inner, query_, rows, weights_ + from, KEYS, room_);
-    else whole_product(rows, to - from, d, {query_, d, 1}, key_ + from * d, weights_ + from, KEYS);
-    whole_product(rows, to - from, e, {grad_output_, e, 1}, value_ + from * e, slopes_ + from, KEYS);
+    else score_.multiply(rows, to - from, query_, key_ + from * score_.steps(), call_.scale, weights_ + from, KEYS);
+    worth_.multiply(rows, to - from, grad_output_, value_ + from * worth_.steps(), 1, slopes_ + from, KEYS);
     if (bias_) bias_.begin(n_, h, row, rows, key);
     for (int64_t i = 0; i < rows; i++) {
       slope(h, row + i, key, delta[row + i], weights_ + i * KEYS, slopes_ + i * KEYS, from, to);
@@ -132,6 +136,7 @@ class DotBackward {
 
   const Backward& call_;
   const bool few_;
+  Factors score_, worth_;  // query and key; grad o and value
   BiasGradient bias_;
   int64_t key_width_, value_width_;
   Scratch scratch_;

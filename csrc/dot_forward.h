@@ -8,7 +8,7 @@
 #include "dot_decode.h"
 #include "dropout.h"
 #include "gathered.h"
-#include "product.h"
+#include "pairs.h"
 #include "softmax.h"
 
 namespace limelight::LIMELIGHT_ISA {
@@ -45,7 +45,7 @@ inline int64_t rows_per_unit(const Forward& call) {
 class DotForward {
  public:
   DotForward(const Forward& call, int64_t rows)
-      : call_(call), rows_(rows), width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_once(call) ? blocks_ : 1),
+      : call_(call), score_(call.type == Type::bf16, call.D), rows_(rows), width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_once(call) ? blocks_ : 1),
         pool_(call), scratch_(floats(call, rows)), packed_(static_cast<size_t>(kept_), -1) {
     query_ = scratch_.take(rows * call.D);
     sum_ = scratch_.take(rows * width_);
@@ -74,7 +74,7 @@ class DotForward {
   void run(int64_t n, int64_t h, int64_t first, int64_t rows, float* received, float* pooled) {
     n_ = n, h_ = h, first_ = first, count_ = rows;
     Watch ignored;  // a query that is not finite spoils its own row alone, as it should
-    pack_rows(call_.query, call_.type, n, h, first, rows, call_.D, call_.scale, query_, room_, ignored);
+    score_.pack_left(call_.query, call_.type, n, h, first, rows, call_.scale, query_, room_, ignored);
     std::fill(sum_, sum_ + rows * width_, 0.0f);
     state_.clear(rows);
     if (strongest_) strongest_.clear(rows);
@@ -104,7 +104,7 @@ class DotForward {
     key_ = keys_ + place * KEYS * call_.D;
     value_ = values_ + place * KEYS * width_;
     if (packed_[static_cast<size_t>(place)] == what) return count;
-    pack_transposed(call_.key, call_.type, n_, g, key, count, call_.D, key_, room_, watch_);
+    score_.pack_right(call_.key, call_.type, n_, g, key, count, key_, room_, watch_);
     pack_panels(call_.value, call_.type, n_, g, key, count, call_.E, value_, room_, watch_);
     packed_[static_cast<size_t>(place)] = what;
     return count;
@@ -128,7 +128,7 @@ class DotForward {
   void meet(int64_t block, int64_t key, int64_t count, int64_t r, int64_t rows, Span span) {
     const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
     float* s = kept_rows_ ? kept_rows_ + (block * rows_ + r) * KEYS : weights_;
-    whole_product(rows, to - from, call_.D, {query_ + r * call_.D, call_.D, 1}, key_ + from * call_.D, s + from, KEYS);
+    score_.multiply(rows, to - from, query_ + r * score_.steps(), key_ + from * score_.steps(), call_.scale, s + from, KEYS);
     const bool extra = has_extras(call_);
     for (int64_t i = 0; i < rows; i++) {
       float* row = s + i * KEYS;
@@ -250,6 +250,7 @@ class DotForward {
   }
 
   const Forward& call_;
+  Factors score_;
   int64_t rows_, width_, blocks_, kept_;
   Pool pool_;
   Scratch scratch_;

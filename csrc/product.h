@@ -12,11 +12,26 @@ namespace limelight::LIMELIGHT_ISA {
 constexpr int64_t panels(int64_t columns) { return (columns + NR - 1) / NR; }
 constexpr int64_t padded(int64_t columns) { return panels(columns) * NR; }
 
+// What a product does at each step of its inner axis, and with the sum. `longest`: steps of one sum; a longer one errs more.
+struct Floats {
+  static constexpr int64_t longest = 256;
+  LL_INLINE vf step(vf sum, vf a, vf b) const { return sum + a * b; }
+  LL_INLINE vf end(vf sum) const { return sum; }
+};
+
+// The numbers are pairs of bf16 (pairs.h), and the sum is multiplied by a scale.
+struct Pairs {
+  static constexpr int64_t longest = 128;
+  float scale;
+  LL_INLINE vf step(vf sum, vf a, vf b) const { return add_pairs(sum, a, b); }
+  LL_INLINE vf end(vf sum) const { return sum * scale; }
+};
+
 // C[m, :] = before[m] * C[m, :] + sum_k A[m, k] B[k, :]; before is 1 where it is null; without ADD, C is only written. The
 // sum begins at 0 and joins C at the end: over many blocks that errs less than one long sum.
-template <int ROWS, int VECS, bool ADD>
+template <int ROWS, int VECS, bool ADD, class KIND>
 LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c, int64_t c_row,
-                    const float* before) {
+                    const float* before, KIND kind) {
   vf sum[ROWS][VECS] = {};
   const auto step = [&](const float* left, const float* right) __attribute__((always_inline)) {
     vf column[VECS];
@@ -26,7 +41,7 @@ LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, c
     for (int m = 0; m < ROWS; m++) {
       const vf one = splat(left[m * a_row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECS; v++) sum[m][v] += one * column[v];
+      for (int v = 0; v < VECS; v++) sum[m][v] = kind.step(sum[m][v], one, column[v]);
     }
   };
   int64_t k = 0;
@@ -41,20 +56,21 @@ LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, c
 #pragma GCC unroll 4
     for (int v = 0; v < VECS; v++) {
       float* to = c + m * c_row + v * W;
-      store(to, !ADD ? sum[m][v] : before ? load(to) * before[m] + sum[m][v] : load(to) + sum[m][v]);
+      const vf all = kind.end(sum[m][v]);
+      store(to, !ADD ? all : before ? load(to) * before[m] + all : load(to) + all);
     }
 }
 
-template <int VECS, bool ADD>
+template <int VECS, bool ADD, class KIND>
 LL_INLINE void tile_rows(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c,
-                         int64_t c_row, const float* before) {
+                         int64_t c_row, const float* before, KIND kind) {
   switch (rows) {
-    case 6: return tile<6, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
-    case 5: return tile<5, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
-    case 4: return tile<4, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
-    case 3: return tile<3, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
-    case 2: return tile<2, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
-    default: return tile<1, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before);
+    case 6: return tile<6, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
+    case 5: return tile<5, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
+    case 4: return tile<4, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
+    case 3: return tile<3, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
+    case 2: return tile<2, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
+    default: return tile<1, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
   }
 }
 
@@ -64,45 +80,48 @@ struct Operand {
 };
 
 // C [rows, VECS vectors]: tiles of MR rows and what is left, or of less where that makes them even.
-template <int VECS, bool ADD>
-LL_INLINE void panel(int64_t rows, int64_t depth, Operand a, const float* b, float* c, int64_t c_row, const float* before) {
+template <int VECS, bool ADD, class KIND>
+LL_INLINE void panel(int64_t rows, int64_t depth, Operand a, const float* b, float* c, int64_t c_row, const float* before,
+                     KIND kind) {
   const int64_t tiles = (rows + MR - 1) / MR, even = (rows + tiles - 1) / std::max<int64_t>(1, tiles);
   int64_t m = 0;
   if (even == MR)
     for (; m + MR <= rows; m += MR)
-      tile<MR, VECS, ADD>(depth, a.data + m * a.row, a.row, a.k, b, c + m * c_row, c_row, before ? before + m : nullptr);
+      tile<MR, VECS, ADD>(depth, a.data + m * a.row, a.row, a.k, b, c + m * c_row, c_row, before ? before + m : nullptr, kind);
   for (; m < rows; m += even)
     tile_rows<VECS, ADD>(std::min(even, rows - m), depth, a.data + m * a.row, a.row, a.k, b, c + m * c_row, c_row,
-                         before ? before + m : nullptr);
+                         before ? before + m : nullptr, kind);
 }
 
 // C [rows, columns] = (before * C +) A [rows, depth] B [depth, columns]. `first` and `depth` choose a part of the inner
 // axis of panels that hold `stored` of it. C's rows have room for whole vectors.
-template <bool ADD>
+template <bool ADD, class KIND = Floats>
 inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth, int64_t stored, Operand a, const float* b,
-                    float* c, int64_t c_row, const float* before = nullptr) {
+                    float* c, int64_t c_row, const float* before = nullptr, KIND kind = {}) {
   a.data += first * a.k;
   for (int64_t column = 0; column < columns; column += NR) {
     const float* from = b + column * stored + first * NR;
     const int64_t vectors = columns - column >= NR ? NV : (columns - column + W - 1) / W;
     switch (vectors) {
-      case 1: panel<1, ADD>(rows, depth, a, from, c + column, c_row, before); break;
-      case 2: panel<2, ADD>(rows, depth, a, from, c + column, c_row, before); break;
+      case 1: panel<1, ADD>(rows, depth, a, from, c + column, c_row, before, kind); break;
+      case 2: panel<2, ADD>(rows, depth, a, from, c + column, c_row, before, kind); break;
       case 3:
-        if constexpr (NV > 2) panel<3, ADD>(rows, depth, a, from, c + column, c_row, before);
+        if constexpr (NV > 2) panel<3, ADD>(rows, depth, a, from, c + column, c_row, before, kind);
         break;
       default:
-        if constexpr (NV > 3) panel<4, ADD>(rows, depth, a, from, c + column, c_row, before);
+        if constexpr (NV > 3) panel<4, ADD>(rows, depth, a, from, c + column, c_row, before, kind);
     }
   }
 }
 
-// C [rows, columns] = A [rows, depth] B [depth, columns], in sums of even parts of the depth, at most 256 long.
-inline void whole_product(int64_t rows, int64_t columns, int64_t depth, Operand a, const float* b, float* c, int64_t c_row) {
-  const int64_t parts = (depth + 255) / 256, part = (depth + parts - 1) / std::max<int64_t>(1, parts);
-  product<false>(rows, columns, 0, std::min(part, depth), depth, a, b, c, c_row);
+// C [rows, columns] = A [rows, depth] B [depth, columns], in sums of even parts of the depth that are not too long.
+template <class KIND = Floats>
+inline void whole_product(int64_t rows, int64_t columns, int64_t depth, Operand a, const float* b, float* c, int64_t c_row,
+                          KIND kind = {}) {
+  const int64_t parts = (depth + KIND::longest - 1) / KIND::longest, part = (depth + parts - 1) / std::max<int64_t>(1, parts);
+  product<false>(rows, columns, 0, std::min(part, depth), depth, a, b, c, c_row, nullptr, kind);
   for (int64_t first = part; first < depth; first += part)
-    product<true>(rows, columns, first, std::min(part, depth - first), depth, a, b, c, c_row);
+    product<true>(rows, columns, first, std::min(part, depth - first), depth, a, b, c, c_row, nullptr, kind);
 }
 
 // --- rows of tensors -------------------------------------------------------------------------------------------------
@@ -213,7 +232,8 @@ inline void pack_panels(const Tensor& t, Type type, int64_t n, int64_t head, int
   watch.join(seen);
 }
 
-LL_INLINE void transpose_4(const float* const rows[4], int64_t column, float* to, int64_t to_row, Watch& watch) {
+template <class WATCH>
+LL_INLINE void transpose_4(const float* const rows[4], int64_t column, float* to, int64_t to_row, WATCH& watch) {
   typedef int32_t i4 __attribute__((vector_size(16)));
   v4 a = *(const v4_loose*)(rows[0] + column), b = *(const v4_loose*)(rows[1] + column);
   v4 c = *(const v4_loose*)(rows[2] + column), d = *(const v4_loose*)(rows[3] + column);

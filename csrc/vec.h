@@ -8,7 +8,7 @@
 #include <limits>
 
 // Whose intrinsics stand in for what the vector extensions lack; CMakeLists.txt asks for emulation.
-#if defined(LIMELIGHT_EMULATE_avx512)
+#if defined(LIMELIGHT_EMULATE_avx512) || defined(LIMELIGHT_EMULATE_avx512bf16)
 #include "emulate.h"
 #define LL_AVX512
 #elif defined(LIMELIGHT_EMULATE_neon) || defined(__aarch64__)
@@ -25,6 +25,9 @@
 #endif
 #if defined(__F16C__) && !defined(LL_NEON)
 #define LL_F16C
+#endif
+#if defined(LIMELIGHT_EMULATE_avx512bf16) || (defined(LL_AVX512) && defined(__AVX512BF16__))
+#define LL_AVX512BF16
 #endif
 
 #define LL_INLINE inline __attribute__((always_inline))
@@ -219,6 +222,27 @@ LL_INLINE vf tanh(vf x) {
   const vf size = size_of_each(x), e = exp(-2.0f * size), far = 1.0f - 2.0f * e / (1.0f + e);
   const vi small = size <= 0.75f, sign = as_int(x) & static_cast<int32_t>(0x80000000u);
   return as_float((as_int(near) & small) | ((as_int(far) | sign) & ~small));
+}
+
+// --- pairs of bf16 ------------------------------------------------------------------------------------------------------
+
+// Whether the machine multiplies pairs of bf16 numbers, the lower and the upper half of each lane.
+#if defined(LL_AVX512BF16)
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
+
+// sum + lower(a) lower(b) + upper(a) upper(b) in each lane: exact products, fp32 sums.
+LL_INLINE vf add_pairs(vf sum, [[maybe_unused]] vf a, [[maybe_unused]] vf b) {
+#if defined(LIMELIGHT_EMULATE_avx512bf16)
+  const vf upper = as_float(as_int(a) & static_cast<int32_t>(0xffff0000u)) * as_float(as_int(b) & static_cast<int32_t>(0xffff0000u));
+  return (sum + upper) + as_float(as_int(a) << 16) * as_float(as_int(b) << 16);
+#elif defined(LL_AVX512BF16)
+  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  return sum;  // where PAIRS is false nobody calls it
+#endif
 }
 
 // --- storage types -------------------------------------------------------------------------------------------------

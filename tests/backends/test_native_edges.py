@@ -237,3 +237,34 @@ def test_gradient_of_a_bias_by_distance(make, queries, keys):
         output = attend(*inputs, score=make(dtype), bias=relative(table), backend=backend)
         grads.append(torch.autograd.grad((output * inputs[0]).sum(), table)[0])
     torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 13, 64, 97, 512])
+def test_scores_of_narrow_numbers_are_those_of_their_exact_products(width, apart):
+    # bf16 has 8 bits: products are exact in fp32, in pairs too where the machine multiplies those.
+    query, key = (_random(seed, 1, 2, size, width).bfloat16() for seed, size in enumerate((24, 131)))
+    value = torch.zeros(1, 2, 131, 1, dtype=torch.bfloat16)
+    if apart:  # columns that do not follow one another
+        query, key = (one.mT.contiguous().mT for one in (query, key))
+    lse = look(query, key, value, backend="native")[1].lse
+    exact = look(query.double(), key.double(), value.double(), backend="reference")[1].lse
+    wide = look(query.float(), key.float(), value.float(), backend="reference")[1].lse
+    limit = 2 * (wide - exact).abs().max() + 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (lse - exact).abs().max() <= limit
+
+
+@pytest.mark.parametrize("column", [4, 5])
+@pytest.mark.parametrize("stray", [math.nan, math.inf, -math.inf])
+def test_a_stray_in_either_half_of_a_pair_is_seen(column, stray):
+    query, key, value = (_random(seed, 1, 1, 70, 16).bfloat16().requires_grad_() for seed in range(3))
+    plain = attend(query, key, value, mask=lengths(torch.tensor([33])))
+    want = torch.autograd.grad(plain.sum(), (query, key, value))
+    with torch.no_grad():
+        key[..., 40, column] = stray
+        value[..., 50, column] = stray
+    found = attend(query, key, value, mask=lengths(torch.tensor([33])))
+    torch.testing.assert_close(found, plain)
+    for one, other in zip(torch.autograd.grad(found.sum(), (query, key, value)), want, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, atol=0.02, rtol=0.02)

@@ -1,0 +1,110 @@
+// Numbers that are bf16 as they come, kept as such where the machine multiplies pairs of them: products of query and key and of
+// grad o and value are then exact, in half the steps. What is computed on the way, the weights, stays fp32.
+// A pair is 32 bits, two numbers that follow one another in a row, the first in the lower half, moved about as a float; of an
+// odd row the last one's upper half is 0.
+#pragma once
+
+#include "product.h"
+
+namespace limelight::LIMELIGHT_ISA {
+
+LL_INLINE int64_t pairs_in(int64_t width) { return (width + 1) / 2; }
+
+// Whether NaN or inf was among the numbers of the pairs that went by.
+struct PairWatch {
+  typedef int32_t i4 __attribute__((vector_size(16)));
+  i4 found{};
+  LL_INLINE void see(v4 pairs) {
+    i4 bits;
+    std::memcpy(&bits, &pairs, sizeof bits);
+    found |= ((bits & 0x7f80) == 0x7f80) | ((bits & 0x7f800000) == 0x7f800000);
+  }
+  LL_INLINE void see_4(v4 a, v4 b, v4 c, v4 d) { see(a), see(b), see(c), see(d); }
+  LL_INLINE void see(float pair) { see(v4{pair, 0, 0, 0}); }
+  LL_INLINE void tell(Watch& watch) const {
+    if (found[0] | found[1] | found[2] | found[3]) watch.see(INF);
+  }
+};
+
+// The pairs of a row of bf16: where they lie if they can be read there, else copied to `room`.
+LL_INLINE const float* read_pairs(const Tensor& t, int64_t n, int64_t head, int64_t row, int64_t width, float* room) {
+  const char* at = row_at(t, Type::bf16, n, head, row);
+  if (t.column == 1) expect<0>(t, Type::bf16, at, width);
+  if (t.column == 1 && width % 2 == 0) return reinterpret_cast<const float*>(at);
+  const uint16_t* p = reinterpret_cast<const uint16_t*>(at);
+  uint16_t* to = reinterpret_cast<uint16_t*>(room);
+  for (int64_t i = 0; i < width; i++) to[i] = p[i * t.column];
+  if (width % 2) to[width] = 0;
+  return room;
+}
+
+// As `pack_rows`: rows [first, first + count) one after the other, [count][pairs].
+inline void pack_pair_rows(const Tensor& t, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width, float* to,
+                           float* room) {
+  const int64_t pairs = pairs_in(width);
+  for (int64_t r = 0; r < count; r++)
+    std::memcpy(to + r * pairs, read_pairs(t, n, head, first + r, width, room), static_cast<size_t>(pairs) * sizeof(float));
+}
+
+// As `pack_transposed`: panels [panel of NR rows][pairs][NR]. `room` holds 4 rows.
+inline void pack_pairs_transposed(const Tensor& t, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
+                                  float* to, float* room, Watch& watch) {
+  const int64_t pairs = pairs_in(width);
+  PairWatch seen;
+  for (int64_t r = 0; r < count; r += 4) {
+    float* at = to + r / NR * NR * pairs + r % NR;
+    const float* rows[4];
+    for (int i = 0; i < 4; i++) {
+      const int64_t there = r + i < count ? r + i : r;  // beyond the end: any row, cleared below
+      rows[i] = read_pairs(t, n, head, first + there, width, room + i * pairs);
+    }
+    int64_t pair = 0;
+    for (; pair + 4 <= pairs; pair += 4) transpose_4(rows, pair, at + pair * NR, NR, seen);
+    for (; pair < pairs; pair++)
+      for (int i = 0; i < 4; i++) {
+        std::memcpy(at + pair * NR + i, rows[i] + pair, sizeof(float));
+        seen.see(at[pair * NR + i]);
+      }
+  }
+  for (int64_t r = count; r < padded(count); r++)
+    for (int64_t pair = 0; pair < pairs; pair++) to[r / NR * NR * pairs + pair * NR + r % NR] = 0;
+  seen.tell(watch);
+}
+
+// Rows and what they are multiplied with, in whichever way the call allows: how many steps a product of `width` numbers has,
+// the two operands packed, and the product itself, scaled.
+class Factors {
+ public:
+  Factors(bool paired, int64_t width) : paired_(PAIRS && paired), width_(width), steps_(paired_ ? pairs_in(width) : width) {}
+
+  int64_t steps() const { return steps_; }
+
+  // The rows on the left, [count][steps]; `watch` hears of NaN and inf among floats alone: those of a row spoil that row.
+  void pack_left(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, float scale, float* to,
+                 float* room, Watch& watch) const {
+    if (paired_) pack_pair_rows(t, n, head, first, count, width_, to, room);
+    else pack_rows(t, type, n, head, first, count, width_, scale, to, room, watch);
+  }
+
+  // The rows on the right, transposed.
+  void pack_right(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, float* to, float* room,
+                  Watch& watch) const {
+    if (paired_) pack_pairs_transposed(t, n, head, first, count, width_, to, room, watch);
+    else pack_transposed(t, type, n, head, first, count, width_, to, room, watch);
+  }
+
+  // C [rows, columns] = scale left right'; floats on the left are scaled already.
+  LL_INLINE void multiply(int64_t rows, int64_t columns, const float* left, const float* right, float scale, float* c,
+                          int64_t c_row) const {
+    const Operand a{left, steps_, 1};
+    if constexpr (PAIRS)
+      if (paired_) return whole_product(rows, columns, steps_, a, right, c, c_row, Pairs{scale});
+    whole_product(rows, columns, steps_, a, right, c, c_row);
+  }
+
+ private:
+  bool paired_;
+  int64_t width_, steps_;
+};
+
+}  // namespace limelight::LIMELIGHT_ISA
