@@ -147,8 +147,13 @@ class BackwardPass {
     const bool factorised = form == Form::quads || form == Form::pairs;
     if (!factorised && !plain_) plain_keys_.read<false>(call_, n_, g_, key_, count_, room_), plain_ = true;
     std::fill(grad_rows_, grad_rows_ + rows * wide_, 0.0f);
-    const SlopeBlock block{factorised ? queries_.half : queries_.plain, factorised ? keys_ : plain_keys_, slopes_, rows,
-                           grad_rows_, grad_panels_, grad_vector_};
+    const SlopeBlock block{factorised ? queries_.half : queries_.plain,
+                           factorised ? keys_ : plain_keys_,
+                           slopes_,
+                           rows,
+                           grad_rows_,
+                           grad_panels_,
+                           grad_vector_};
     if (factorised) add_slopes<Form::quads>(block, spans_, key_);
     else if (form == Form::small) add_slopes<Form::small>(block, spans_, key_);
     else add_slopes<Form::direct>(block, spans_, key_);

@@ -59,9 +59,9 @@ struct Queries {
 
 // Keys of a block, in panels [D / W][KEYS][W] that are PANEL floats apart.
 struct KeyPanels {
-  int64_t count = 0;       // vectors
+  int64_t count = 0;  // vectors
   float* data = nullptr;
-  float* top = nullptr;    // max |k_d|
+  float* top = nullptr;  // max |k_d|
 
   static int64_t floats(int64_t width) { return vectors(width) * (PANEL + W) + 32; }
 
@@ -97,8 +97,8 @@ LL_INLINE bool meets(const Span& keys, int64_t j) { return keys.first < j + 4 &&
 // Scores of the queries and the block's keys [0, keys), in natural units; spans[r] are the row's keys, the block's first
 // being `key`. Four keys are computed together, so there must be room for up to three scores more.
 template <int K>
-inline void scores(const Vector& vector, const Queries& queries, const KeyPanels& panels, int64_t rows, int64_t key,
-                   int64_t keys, const Span* spans, Place to) {
+inline void scores(const Vector& vector, const Queries& queries, const KeyPanels& panels, int64_t rows, int64_t key, int64_t keys,
+                   const Span* spans, Place to) {
   for (int64_t j = 0; j < keys; j += 4)
     for (int64_t r = 0; r < rows; r++)
       if (meets(spans[r], key + j))
@@ -124,7 +124,8 @@ inline void scores_directly(const Vector& vector, const Queries& queries, const 
 
 // Either, as `form` says.
 inline void all_scores(Form form, const Vector& vector, const Queries& queries, const KeyPanels& panels, const Call& call,
-                       int64_t n, int64_t group, int64_t rows, int64_t key, int64_t keys, const Span* spans, Place to, float* room) {
+                       int64_t n, int64_t group, int64_t rows, int64_t key, int64_t keys, const Span* spans, Place to,
+                       float* room) {
   switch (form) {
     case Form::quads: return scores<4>(vector, queries, panels, rows, key, keys, spans, to);
     case Form::pairs: return scores<2>(vector, queries, panels, rows, key, keys, spans, to);
@@ -165,7 +166,8 @@ inline Span cut_spans(const Call& call, int64_t n, int64_t row, int64_t rows, Sp
 
 // Threads worth starting: one per 50 microseconds of work.
 inline int parts_for(const Call& call, int64_t units, double nanoseconds) {
-  return static_cast<int>(std::clamp<double>(nanoseconds / 50000, 1, std::max<double>(1, std::min<int64_t>(call.threads, units))));
+  return static_cast<int>(
+      std::clamp<double>(nanoseconds / 50000, 1, std::max<double>(1, std::min<int64_t>(call.threads, units))));
 }
 
 }  // namespace limelight::LIMELIGHT_ISA::additive

@@ -104,9 +104,7 @@ class ForwardPass {
     return std::min(KEYS, end - key);
   }
 
-  int64_t name_of(int64_t key) const {
-    return (n_ * call_.G + group_) * ((call_.S + KEYS - 1) / KEYS) + key / KEYS;
-  }
+  int64_t name_of(int64_t key) const { return (n_ * call_.G + group_) * ((call_.S + KEYS - 1) / KEYS) + key / KEYS; }
 
   const KeyPanels& panels_at(int64_t key) {
     Slot& slot = slots_[static_cast<size_t>(key / KEYS % plan_.slots)];

@@ -21,9 +21,9 @@ struct SlopeBlock {
   const KeyPanels& keys;  // e^2k or k
   const float* g;         // [rows][KEYS]
   int64_t rows;
-  float* to_query;        // [rows][wide], these three added to
-  float* to_keys;         // panels like those of the keys
-  float* to_vector;       // [wide]
+  float* to_query;   // [rows][wide], these three added to
+  float* to_keys;    // panels like those of the keys
+  float* to_vector;  // [wide]
 };
 
 // Some rows of it and one vector of features.
@@ -82,9 +82,8 @@ inline void add_slopes(const SlopeBlock& block, const Span* spans, int64_t key) 
     for (int64_t r = 0; r < rows; r += 4) {
       if (met[r / 4].empty()) continue;
       const int64_t at = r * wide + m * W;
-      sum += slope_rows<FORM>(std::min<int64_t>(4, rows - r),
-                              {block.query + at, block.keys.data + m * PANEL, block.g + r * KEYS, block.to_query + at,
-                               block.to_keys + m * PANEL, wide, met[r / 4]});
+      sum += slope_rows<FORM>(std::min<int64_t>(4, rows - r), {block.query + at, block.keys.data + m * PANEL, block.g + r * KEYS,
+                                                               block.to_query + at, block.to_keys + m * PANEL, wide, met[r / 4]});
     }
     store(block.to_vector + m * W, load(block.to_vector + m * W) + sum);
   }

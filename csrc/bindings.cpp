@@ -23,7 +23,9 @@ class Numbers {
   int64_t whole() { return nb::cast<int64_t>(from_[place_++]); }
   double real() { return nb::cast<double>(from_[place_++]); }
   template <class T>
-  T* pointer() { return reinterpret_cast<T*>(static_cast<uintptr_t>(nb::cast<uint64_t>(from_[place_++]))); }
+  T* pointer() {
+    return reinterpret_cast<T*>(static_cast<uintptr_t>(nb::cast<uint64_t>(from_[place_++])));
+  }
   Tensor tensor() {
     Tensor t;
     t.data = pointer<void>();
@@ -178,20 +180,22 @@ NB_MODULE(_native, module) {
       "what was read: then the results are of no use.";
   module.def("dot_forward", [](nb::tuple call) { return run(limelight::kernels().dot_forward, forward_of(call)); }, about);
   module.def("dot_backward", [](nb::tuple call) { return run(limelight::kernels().dot_backward, backward_of(call)); }, about);
-  module.def("additive_forward", [](nb::tuple call) { return run(limelight::kernels().additive_forward, forward_of(call)); },
-             about);
-  module.def("additive_backward",
-             [](nb::tuple call) { return run(limelight::kernels().additive_backward, backward_of(call)); }, about);
-  module.def("pack_weight", [](nb::tuple call) { run(limelight::kernels().pack_weight, packing_of(call)); },
-             "A weight in the order in which `strongest_rows` reads it, given as the flat tuple that limelight.backends.rows builds.");
+  module.def(
+      "additive_forward", [](nb::tuple call) { return run(limelight::kernels().additive_forward, forward_of(call)); }, about);
+  module.def(
+      "additive_backward", [](nb::tuple call) { return run(limelight::kernels().additive_backward, backward_of(call)); }, about);
+  module.def(
+      "pack_weight", [](nb::tuple call) { run(limelight::kernels().pack_weight, packing_of(call)); },
+      "A weight in the order in which `strongest_rows` reads it, given as the flat tuple that limelight.backends.rows builds.");
   module.attr("WEIGHT_PANEL") = limelight::WEIGHT_PANEL;
-  module.def("strongest_rows",
-             [](nb::tuple call) { return run(limelight::kernels().strongest_rows, row_scores_of(call)); },
-             "The largest scores of rows and their log-sum-exp, given as the flat tuple that limelight.backends.rows builds.\n"
-             "False where a row holds NaN or +inf or less than that above -inf: then the results are of no use.");
-  module.def("cross_entropy", [](nb::tuple call) { run(limelight::kernels().cross_entropy, cross_entropy_of(call)); },
-             "Logits become the gradient of their cross-entropy, given as the flat tuple that limelight.backends.rows builds.");
-  module.def("activation_dropout",
-             [](nb::tuple call) { run(limelight::kernels().activation_dropout, activation_dropout_of(call)); },
-             "Dropout of numbers, given as the flat tuple that limelight.backends.rows builds.");
+  module.def(
+      "strongest_rows", [](nb::tuple call) { return run(limelight::kernels().strongest_rows, row_scores_of(call)); },
+      "The largest scores of rows and their log-sum-exp, given as the flat tuple that limelight.backends.rows builds.\n"
+      "False where a row holds NaN or +inf or less than that above -inf: then the results are of no use.");
+  module.def(
+      "cross_entropy", [](nb::tuple call) { run(limelight::kernels().cross_entropy, cross_entropy_of(call)); },
+      "Logits become the gradient of their cross-entropy, given as the flat tuple that limelight.backends.rows builds.");
+  module.def(
+      "activation_dropout", [](nb::tuple call) { run(limelight::kernels().activation_dropout, activation_dropout_of(call)); },
+      "Dropout of numbers, given as the flat tuple that limelight.backends.rows builds.");
 }

@@ -23,9 +23,7 @@ namespace supports {
 bool avx512() { return true; }
 bool avx512bf16() { return true; }
 #elif defined(__x86_64__)
-bool avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
+bool avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 [[maybe_unused]] bool avx512() {
   return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -57,9 +55,10 @@ const InstructionSet& choose() {
     if (set.supported() && (free_choice || std::string(wanted) == set.name)) return set;
   if (free_choice)
     throw std::runtime_error("this machine has none of the instruction sets that were compiled in: " + joined(compiled()));
-  throw std::runtime_error("the environment variable LIMELIGHT_ISA must name an instruction set that was compiled in "
-                           "and that this machine has (" + joined(available()) + "), it is '" + wanted +
-                           "' (compiled in: " + joined(compiled()) + "); unset it to take the fastest");
+  throw std::runtime_error(
+      "the environment variable LIMELIGHT_ISA must name an instruction set that was compiled in "
+      "and that this machine has (" +
+      joined(available()) + "), it is '" + wanted + "' (compiled in: " + joined(compiled()) + "); unset it to take the fastest");
 }
 
 // A static local: initialised once, whichever thread comes first, and tried again after an exception.

@@ -19,8 +19,8 @@ class DotBackward {
  public:
   // `bias`: where this part finds the bias's gradient.
   DotBackward(const Backward& call, int64_t stretch, float* bias)
-      : call_(call), few_(few_queries(call)), score_(paired(call), call.D), worth_(paired(call), call.E),
-        bias_(call, bias), key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
+      : call_(call), few_(few_queries(call)), score_(paired(call), call.D), worth_(paired(call), call.E), bias_(call, bias),
+        key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
     const int64_t d = call.D, e = call.E;
     query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
     grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);

@@ -71,8 +71,9 @@ class DotDecode {
   explicit DotDecode(const Forward& call)
       : call_(call), shared_(call.H / call.G), rows_(shared_ * call.T), width_(padded(call.E)),
         stretches_((call.S + STRETCH - 1) / STRETCH), pool_(call),
-        looks_back_(call.seen.received || call.seen.top || call.seen.chosen_count || pool_),
-        units_(call.N * call.G), parts_(threads_for(call, pairs_of(call) * (call.D + call.E), 100000)), cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
+        looks_back_(call.seen.received || call.seen.top || call.seen.chosen_count || pool_), units_(call.N * call.G),
+        parts_(threads_for(call, pairs_of(call) * (call.D + call.E), 100000)),
+        cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
         own_size_(rows_ * (Scratch::room(call.D) + STRETCH + 3 * W + 2) + AT_ONCE * call.D + STRETCH * call.E + 9 * 16),
         scratch_(units_ * cuts_ * rows_ * width_ + (looks_back_ ? units_ * rows_ * stretches_ * STRETCH : 0) +
                  parts_ * own_size_ + 3 * 16),
@@ -116,7 +117,8 @@ class DotDecode {
   void meet(int64_t piece, const Own& own) {
     const int64_t unit = piece / cuts_, cut = piece % cuts_, n = unit / call_.G, g = unit % call_.G;
     const Span all = keys_of_rows(call_, n, 0, call_.T);
-    const int64_t first = std::max<int64_t>(0, all.first) / STRETCH, last = (std::max<int64_t>(0, all.last) + STRETCH - 1) / STRETCH;
+    const int64_t first = std::max<int64_t>(0, all.first) / STRETCH,
+                  last = (std::max<int64_t>(0, all.last) + STRETCH - 1) / STRETCH;
     const int64_t count = std::max<int64_t>(0, last - first);
     RowState state = own.state;
     state.clear(rows_);
@@ -158,8 +160,7 @@ class DotDecode {
       values = reinterpret_cast<const float*>(row_at(call_.value, call_.type, n, g, first));
       row = call_.value.row;
     } else {
-      for (int64_t j = first; j < last; j++)
-        read_row(call_.value, call_.type, n, g, j, call_.E, own.value + (j - first) * row);
+      for (int64_t j = first; j < last; j++) read_row(call_.value, call_.type, n, g, j, call_.E, own.value + (j - first) * row);
     }
     for (int64_t r = 0; r < rows_; r++) {
       const float *p = own.weights + r * STRETCH + first - key, change = state.change[r];

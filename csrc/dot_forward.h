@@ -45,8 +45,9 @@ inline int64_t rows_per_unit(const Forward& call) {
 class DotForward {
  public:
   DotForward(const Forward& call, int64_t rows)
-      : call_(call), score_(call.type == Type::bf16, call.D), rows_(rows), width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_once(call) ? blocks_ : 1),
-        pool_(call), scratch_(floats(call, rows)), packed_(static_cast<size_t>(kept_), -1) {
+      : call_(call), score_(call.type == Type::bf16, call.D), rows_(rows), width_(padded(call.E)), blocks_(blocks_of(call.S)),
+        kept_(packed_once(call) ? blocks_ : 1), pool_(call), scratch_(floats(call, rows)),
+        packed_(static_cast<size_t>(kept_), -1) {
     query_ = scratch_.take(rows * call.D);
     sum_ = scratch_.take(rows * width_);
     keys_ = scratch_.take(kept_ * KEYS * call.D);
@@ -100,7 +101,8 @@ class DotForward {
   int64_t pack(int64_t block) {
     const int64_t key = block * KEYS, g = h_ / (call_.H / call_.G);
     const int64_t there = call_.mask.lengths ? std::min(call_.S, call_.mask.lengths[n_]) : call_.S;
-    const int64_t count = std::min(KEYS, there - key), place = kept_ == 1 ? 0 : block, what = (n_ * call_.G + g) * blocks_ + block;
+    const int64_t count = std::min(KEYS, there - key), place = kept_ == 1 ? 0 : block,
+                  what = (n_ * call_.G + g) * blocks_ + block;
     key_ = keys_ + place * KEYS * call_.D;
     value_ = values_ + place * KEYS * width_;
     if (packed_[static_cast<size_t>(place)] == what) return count;

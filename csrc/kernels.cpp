@@ -15,8 +15,16 @@
 namespace limelight::LIMELIGHT_ISA {
 
 const Kernels& kernels() {
-  static const Kernels table{LIMELIGHT_TEXT(LIMELIGHT_ISA), dot_forward,   dot_backward,       additive_forward, additive_backward,
-                             pack_weight,                   strongest_rows, cross_entropy, activation_dropout, multiply_add_peak};
+  static const Kernels table{LIMELIGHT_TEXT(LIMELIGHT_ISA),
+                             dot_forward,
+                             dot_backward,
+                             additive_forward,
+                             additive_backward,
+                             pack_weight,
+                             strongest_rows,
+                             cross_entropy,
+                             activation_dropout,
+                             multiply_add_peak};
   return table;
 }
 

@@ -19,9 +19,9 @@ struct Tensor {
 struct Mask {
   static constexpr int64_t far = int64_t{1} << 40;
   int64_t low = -far, high = far;
-  const int64_t* lengths = nullptr;                  // [N]
-  const int32_t *first = nullptr, *last = nullptr;   // [N, T]
-  Tensor dense;                                      // bytes
+  const int64_t* lengths = nullptr;                 // [N]
+  const int32_t *first = nullptr, *last = nullptr;  // [N, T]
+  Tensor dense;                                     // bytes
 };
 
 struct Dropout {
@@ -32,12 +32,12 @@ struct Dropout {
 // What is common to the passes.
 struct Call {
   int64_t N, H, G, T, S, D, E;
-  Type type = Type::f32;  // of query, key, value, output and their gradients
+  Type type = Type::f32;           // of query, key, value, output and their gradients
   Tensor query, key, value, bias;  // bias: fp32, added to the scores
   Mask mask;
   Dropout dropout;
-  float scale = 1;         // of dot scores
-  float cap = 0;           // of dot scores: s becomes cap tanh(s / cap), before bias and mask; 0: it stays s
+  float scale = 1;                // of dot scores
+  float cap = 0;                  // of dot scores: s becomes cap tanh(s / cap), before bias and mask; 0: it stays s
   const float* vector = nullptr;  // of additive scores: [D], or [H, D] with vector_head = D
   int64_t vector_head = 0;
   const float* sink = nullptr;  // [N, H] with these strides: one more logit of each row, which gives no value
@@ -54,36 +54,36 @@ struct Pooled {
 
 // What is gathered beside the output; what is null is not.
 struct Observed {
-  float* entropy = nullptr;         // [N, H, T], nats
-  float* distance = nullptr;        // [N, H, T]: the mean |i + S - T - j| of the keys, by weight
-  float* received = nullptr;        // [N, H, S], set to 0 by the caller
+  float* entropy = nullptr;           // [N, H, T], nats
+  float* distance = nullptr;          // [N, H, T]: the mean |i + S - T - j| of the keys, by weight
+  float* received = nullptr;          // [N, H, S], set to 0 by the caller
   const float* row_weight = nullptr;  // [N, H, T], of received; null: 1
-  int64_t* top_index = nullptr;     // [N, H, T, top]
+  int64_t* top_index = nullptr;       // [N, H, T, top]
   float* top_weight = nullptr;
   int32_t top = 0;
   const int64_t* chosen = nullptr;  // queries whose weights are wanted, ascending, each once
   int64_t chosen_count = 0;
-  float* chosen_weight = nullptr;   // [N, H, chosen_count, S], set to 0 by the caller
+  float* chosen_weight = nullptr;  // [N, H, chosen_count, S], set to 0 by the caller
   Pooled pooled;
 };
 
 struct Forward : Call {
-  Tensor output;         // [N, H, T, E]
-  float* lse = nullptr;  // [N, H, T]
+  Tensor output;          // [N, H, T, E]
+  float* lse = nullptr;   // [N, H, T]
   float* rows = nullptr;  // [N, H, T, 2]: each row's largest score m and 1 / sum_j e^(s_j - m), 0 and 0 of an empty row
   Observed seen;
 };
 
 struct Backward : Call {
-  Tensor output, grad_output;   // output is read only for the row sums of output * grad_output
+  Tensor output, grad_output;                   // output is read only for the row sums of output * grad_output
   const float *lse = nullptr, *rows = nullptr;  // as the forward pass left them
-  const float* grad_lse = nullptr;  // [N, H, T] or null
+  const float* grad_lse = nullptr;              // [N, H, T] or null
   Tensor grad_query, grad_key, grad_value;
   // fp32, set to 0 by the caller, or null: strides 0 where the bias is broadcast; a row stride of -1: a number per distance
   // j - i. It lies in `bias_size` floats, pair (0, 0) of batch entry 0 and head 0 at `bias_origin`.
   Tensor grad_bias;
   int64_t bias_size = 0, bias_origin = 0;
-  float* grad_vector = nullptr;     // additive: as `vector`, set to 0 by the caller
+  float* grad_vector = nullptr;  // additive: as `vector`, set to 0 by the caller
 };
 
 // The columns of packed weights stand in groups of so many, the last one filled up, whatever the instruction set.

@@ -190,9 +190,7 @@ struct Watch {
   LL_INLINE void see(float x) { rest += x * 0.0f; }
   LL_INLINE void see_4(v4 a, v4 b, v4 c, v4 d) { quarter += (a * 0.0f + b * 0.0f) + (c * 0.0f + d * 0.0f); }
   LL_INLINE void join(const Watch& other) { sum += other.sum, quarter += other.quarter, rest += other.rest; }
-  LL_INLINE bool clean() const {
-    return sum_of(sum) + (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]) + rest == 0;
-  }
+  LL_INLINE bool clean() const { return sum_of(sum) + (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]) + rest == 0; }
 };
 
 // --- packing ---------------------------------------------------------------------------------------------------------

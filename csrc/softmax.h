@@ -9,11 +9,11 @@
 namespace limelight::LIMELIGHT_ISA {
 
 struct RowState {
-  float* largest;   // m, [rows]
-  float* change;    // e^(m before - m now), [rows]: what the row's sums so far are to be multiplied by
-  float* total;     // l, [rows][W]
-  float* spread;    // e, [rows][W]; null where no entropy is wanted
-  float* away;      // sum p |i + S - T - j|, [rows][W]; null where no distance is wanted
+  float* largest;  // m, [rows]
+  float* change;   // e^(m before - m now), [rows]: what the row's sums so far are to be multiplied by
+  float* total;    // l, [rows][W]
+  float* spread;   // e, [rows][W]; null where no entropy is wanted
+  float* away;     // sum p |i + S - T - j|, [rows][W]; null where no distance is wanted
 
   void clear(int64_t rows) {
     std::fill(largest, largest + rows, -INF);

@@ -27,9 +27,8 @@ inline void pack_weight(const Packing& call) {
 class RowsAsked {
  public:
   explicit RowsAsked(const RowScores& call)
-      : call_(call),
-        scratch_(Scratch::room(ROWS * COLUMNS) + 2 * Scratch::room(ROWS) + Scratch::room(ROWS * W) +
-                 2 * Scratch::room(ROWS * Strongest::room(call.top))),
+      : call_(call), scratch_(Scratch::room(ROWS * COLUMNS) + 2 * Scratch::room(ROWS) + Scratch::room(ROWS * W) +
+                              2 * Scratch::room(ROWS * Strongest::room(call.top))),
         scores_(scratch_.take(ROWS * COLUMNS)),
         state_{scratch_.take(ROWS), scratch_.take(ROWS), scratch_.take(ROWS * W), nullptr, nullptr} {
     const int64_t links = ROWS * Strongest::room(call.top);

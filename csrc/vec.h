@@ -35,11 +35,11 @@
 namespace limelight::LIMELIGHT_ISA {
 
 #if defined(LL_AVX512)
-constexpr int W = 16;   // floats in a vector
-constexpr int NV = 4;   // vectors in a panel: 6 x 4 sums and 4 operands fit 32 registers
+constexpr int W = 16;  // floats in a vector
+constexpr int NV = 4;  // vectors in a panel: 6 x 4 sums and 4 operands fit 32 registers
 #elif defined(LL_AVX2)
 constexpr int W = 8;
-constexpr int NV = 2;   // 6 x 2 sums, 2 operands and a broadcast fit 16 registers
+constexpr int NV = 2;  // 6 x 2 sums, 2 operands and a broadcast fit 16 registers
 #elif defined(LL_NEON)
 constexpr int W = 4;
 constexpr int NV = 4;
@@ -64,10 +64,22 @@ constexpr float INF = std::numeric_limits<float>::infinity();
 LL_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_loose*>(p); }
 LL_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_loose*>(p) = x; }
 LL_INLINE vf splat(float x) { return x - vf{}; }
-LL_INLINE vi load_whole(const int32_t* p) { vi x; std::memcpy(&x, p, sizeof x); return x; }
+LL_INLINE vi load_whole(const int32_t* p) {
+  vi x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
 LL_INLINE void store_whole(int32_t* p, vi x) { std::memcpy(p, &x, sizeof x); }
-LL_INLINE vi as_int(vf x) { vi y; std::memcpy(&y, &x, sizeof y); return y; }
-LL_INLINE vf as_float(vi x) { vf y; std::memcpy(&y, &x, sizeof y); return y; }
+LL_INLINE vi as_int(vf x) {
+  vi y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+LL_INLINE vf as_float(vi x) {
+  vf y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
 
 // The larger of the two; `b` where either is NaN.
 LL_INLINE vf larger(vf a, vf b) {
@@ -236,7 +248,8 @@ constexpr bool PAIRS = false;
 // sum + lower(a) lower(b) + upper(a) upper(b) in each lane: exact products, fp32 sums.
 LL_INLINE vf add_pairs(vf sum, [[maybe_unused]] vf a, [[maybe_unused]] vf b) {
 #if defined(LIMELIGHT_EMULATE_avx512bf16)
-  const vf upper = as_float(as_int(a) & static_cast<int32_t>(0xffff0000u)) * as_float(as_int(b) & static_cast<int32_t>(0xffff0000u));
+  const vf upper =
+      as_float(as_int(a) & static_cast<int32_t>(0xffff0000u)) * as_float(as_int(b) & static_cast<int32_t>(0xffff0000u));
   return (sum + upper) + as_float(as_int(a) << 16) * as_float(as_int(b) << 16);
 #elif defined(LL_AVX512BF16)
   return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -290,7 +303,7 @@ LL_INLINE uint16_t to_f16(float x) {
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return sign | 0x7e00;
   if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to 65536 or more
-  if (bits < 0x38800000) {  // subnormal: the float addition rounds
+  if (bits < 0x38800000) {                       // subnormal: the float addition rounds
     float y;
     std::memcpy(&y, &bits, 4);
     y += 0.5f;
