@@ -81,9 +81,9 @@ class DotBackward {
     if (span.empty()) return;
     const int64_t d = call_.D, e = call_.E, from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
     const int64_t inner = std::min(to, count) - from;
-    score_.pack_left(call_.query, call_.type, n_, h, row, rows, call_.scale, query_, room_, watch_);
+    score_.pack_left(call_.query, call_.type, n_, h, row, rows, call_.scale, query_, room_, watch_, watch_);
     pack_panels(call_.query, call_.type, n_, h, row, rows, d, query_panels_, room_, watch_);
-    worth_.pack_left(call_.grad_output, call_.type, n_, h, row, rows, 1, grad_output_, room_, watch_);
+    worth_.pack_left(call_.grad_output, call_.type, n_, h, row, rows, 1, grad_output_, room_, watch_, watch_);
     pack_panels(call_.grad_output, call_.type, n_, h, row, rows, e, grad_output_panels_, room_, watch_);
     if (few_) scores_of_few(call_, n_, g_, key + from, key + from + inner, query_, rows, weights_ + from, KEYS, room_);
     else score_.multiply(rows, to - from, query_, key_ + from * score_.steps(), call_.scale, weights_ + from, KEYS);

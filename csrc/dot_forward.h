@@ -75,7 +75,7 @@ class DotForward {
   void run(int64_t n, int64_t h, int64_t first, int64_t rows, float* received, float* pooled) {
     n_ = n, h_ = h, first_ = first, count_ = rows;
     Watch ignored;  // a query that is not finite spoils its own row alone, as it should
-    score_.pack_left(call_.query, call_.type, n, h, first, rows, call_.scale, query_, room_, ignored);
+    score_.pack_left(call_.query, call_.type, n, h, first, rows, call_.scale, query_, room_, watch_, ignored);
     std::fill(sum_, sum_ + rows * width_, 0.0f);
     state_.clear(rows);
     if (strongest_) strongest_.clear(rows);

@@ -1,5 +1,6 @@
 // Numbers that are bf16 as they come, kept as such where the machine multiplies pairs of them: products of query and key and of
-// grad o and value are then exact, in half the steps. What is computed on the way, the weights, stays fp32.
+// grad o and value are then exact, in half the steps (numbers below 2^-126 count as 0 there). What is computed on the way, the
+// weights, stays fp32.
 // A pair is 32 bits, two numbers that follow one another in a row, the first in the lower half, moved about as a float; of an
 // odd row the last one's upper half is 0.
 #pragma once
@@ -10,14 +11,16 @@ namespace limelight::LIMELIGHT_ISA {
 
 LL_INLINE int64_t pairs_in(int64_t width) { return (width + 1) / 2; }
 
-// Whether NaN or inf was among the numbers of the pairs that went by.
+// Whether a number of at least 2^56, NaN or inf was among those of the pairs that went by: products of smaller ones, up to 2^14
+// of them, do not leave fp32's range before they are scaled.
 struct PairWatch {
+  static constexpr int32_t large = (127 + 56) << 7;
   typedef int32_t i4 __attribute__((vector_size(16)));
   i4 found{};
   LL_INLINE void see(v4 pairs) {
     i4 bits;
     std::memcpy(&bits, &pairs, sizeof bits);
-    found |= ((bits & 0x7f80) == 0x7f80) | ((bits & 0x7f800000) == 0x7f800000);
+    found |= ((bits & 0x7f80) >= large) | ((bits & 0x7f800000) >= large << 16);
   }
   LL_INLINE void see_4(v4 a, v4 b, v4 c, v4 d) { see(a), see(b), see(c), see(d); }
   LL_INLINE void see(float pair) { see(v4{pair, 0, 0, 0}); }
@@ -30,7 +33,8 @@ struct PairWatch {
 LL_INLINE const float* read_pairs(const Tensor& t, int64_t n, int64_t head, int64_t row, int64_t width, float* room) {
   const char* at = row_at(t, Type::bf16, n, head, row);
   if (t.column == 1) expect<0>(t, Type::bf16, at, width);
-  if (t.column == 1 && width % 2 == 0) return reinterpret_cast<const float*>(at);
+  const bool aligned = reinterpret_cast<uintptr_t>(at) % alignof(float) == 0;
+  if (t.column == 1 && width % 2 == 0 && aligned) return reinterpret_cast<const float*>(at);
   const uint16_t* p = reinterpret_cast<const uint16_t*>(at);
   uint16_t* to = reinterpret_cast<uint16_t*>(room);
   for (int64_t i = 0; i < width; i++) to[i] = p[i * t.column];
@@ -40,10 +44,17 @@ LL_INLINE const float* read_pairs(const Tensor& t, int64_t n, int64_t head, int6
 
 // As `pack_rows`: rows [first, first + count) one after the other, [count][pairs].
 inline void pack_pair_rows(const Tensor& t, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width, float* to,
-                           float* room) {
+                           float* room, Watch& watch) {
   const int64_t pairs = pairs_in(width);
-  for (int64_t r = 0; r < count; r++)
-    std::memcpy(to + r * pairs, read_pairs(t, n, head, first + r, width, room), static_cast<size_t>(pairs) * sizeof(float));
+  PairWatch seen;
+  for (int64_t r = 0; r < count; r++) {
+    const float* from = read_pairs(t, n, head, first + r, width, room);
+    std::memcpy(to + r * pairs, from, static_cast<size_t>(pairs) * sizeof(float));
+    int64_t pair = 0;
+    for (; pair + 4 <= pairs; pair += 4) seen.see(*(const v4_loose*)(from + pair));
+    for (; pair < pairs; pair++) seen.see(from[pair]);
+  }
+  seen.tell(watch);
 }
 
 // As `pack_transposed`: panels [panel of NR rows][pairs][NR]. `room` holds 4 rows.
@@ -79,11 +90,11 @@ class Factors {
 
   int64_t steps() const { return steps_; }
 
-  // The rows on the left, [count][steps]; `watch` hears of NaN and inf among floats alone: those of a row spoil that row.
+  // The rows on the left, [count][steps]. Of floats `ignored` may be told: NaN and inf of a row spoil that row alone.
   void pack_left(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, float scale, float* to,
-                 float* room, Watch& watch) const {
-    if (paired_) pack_pair_rows(t, n, head, first, count, width_, to, room);
-    else pack_rows(t, type, n, head, first, count, width_, scale, to, room, watch);
+                 float* room, Watch& watch, Watch& ignored) const {
+    if (paired_) pack_pair_rows(t, n, head, first, count, width_, to, room, watch);
+    else pack_rows(t, type, n, head, first, count, width_, scale, to, room, ignored);
   }
 
   // The rows on the right, transposed.

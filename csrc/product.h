@@ -12,9 +12,11 @@ namespace limelight::LIMELIGHT_ISA {
 constexpr int64_t panels(int64_t columns) { return (columns + NR - 1) / NR; }
 constexpr int64_t padded(int64_t columns) { return panels(columns) * NR; }
 
-// What a product does at each step of its inner axis, and with the sum. `longest`: steps of one sum; a longer one errs more.
+// How a product spreads a number on the left, what it does at each step of its inner axis, and with the sum. `longest`:
+// steps of one sum; a longer one errs more.
 struct Floats {
   static constexpr int64_t longest = 256;
+  LL_INLINE static vf all(float x) { return splat(x); }
   LL_INLINE vf step(vf sum, vf a, vf b) const { return sum + a * b; }
   LL_INLINE vf end(vf sum) const { return sum; }
 };
@@ -23,6 +25,11 @@ struct Floats {
 struct Pairs {
   static constexpr int64_t longest = 128;
   float scale;
+  LL_INLINE static vf all(float pair) {  // as bits: arithmetic might change what is no number
+    int32_t bits;
+    std::memcpy(&bits, &pair, sizeof bits);
+    return as_float(vi{} + bits);
+  }
   LL_INLINE vf step(vf sum, vf a, vf b) const { return add_pairs(sum, a, b); }
   LL_INLINE vf end(vf sum) const { return sum * scale; }
 };
@@ -39,7 +46,7 @@ LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, c
     for (int v = 0; v < VECS; v++) column[v] = load(right + v * W);
 #pragma GCC unroll 6
     for (int m = 0; m < ROWS; m++) {
-      const vf one = splat(left[m * a_row]);
+      const vf one = KIND::all(left[m * a_row]);
 #pragma GCC unroll 4
       for (int v = 0; v < VECS; v++) sum[m][v] = kind.step(sum[m][v], one, column[v]);
     }

@@ -920,3 +920,70 @@ def test_torchs_own_errors_stay_torchs():
         watch(model),
     ):
         model(x)
+
+
+def test_code_without_attention_is_compiled_once_though_others_attend():
+    counter = torch._dynamo.testing.CompileCounter()
+    attention = Torch()
+    rest = torch.compile(nn.Linear(22, 22), backend=counter, fullgraph=True)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = torch.compile(attention, backend="eager")
+
+        def forward(self, x):
+            return rest(self.attention(x))
+
+    model, x = Model(), torch.randn(2, 5, 22)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is compiled is told as unseen
+        with watch(model, layers="") as seen:
+            for _ in range(10):
+                model(x)
+    assert counter.frame_count <= 2
+    assert seen.unseen
+
+
+def test_what_the_backward_pass_needs_is_not_the_views():
+    model, x = Torch(), torch.randn(2, 20, 22, requires_grad=True)
+    with watch(model) as seen:
+        out = model(x)
+    seen[""][0].lse.add_(1)
+    out.sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 8), (2, 2, 5, 3, 8)])
+@pytest.mark.parametrize("wider", [0, 8])
+def test_outputs_lie_as_those_of_torch(shape, wider):
+    class Model(nn.Module):
+        def forward(self, *inputs):
+            return F.scaled_dot_product_attention(*inputs)
+
+    query = torch.randn(*shape).transpose(-3, -2)
+    value = torch.randn(*shape[:-1], shape[-1] + wider).transpose(-3, -2)
+    for inputs in ((query, query, value), (query.contiguous(), query.contiguous(), value.contiguous())):
+        plain = Model()(*inputs)
+        model = Model()
+        with watch(model, observe=("entropy",)) as seen:
+            watched = model(*inputs)
+        assert watched.stride() == plain.stride()
+        assert len(seen) == 1
+
+
+def test_a_statistic_is_nobody_elses():
+    class Model(nn.Module):
+        def forward(self, x):
+            return limelight.look(x, x, x, observe=("entropy",))
+
+    model, x = Model(), torch.randn(2, 3, 5, 8)
+    with (
+        watch(model, observe=("entropy",), keep="stats") as one,
+        watch(model, observe=("entropy",), keep="stats") as two,
+    ):
+        _, view = model(x)
+    view.entropy().zero_()
+    one[""][0].entropy().mul_(2)
+    assert (two[""][0].entropy() > 0).all()
+    torch.testing.assert_close(one[""][0].entropy(), 2 * two[""][0].entropy())

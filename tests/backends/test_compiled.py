@@ -167,7 +167,7 @@ def test_what_torch_asks_of_an_operator(given, gather):
         *gather,
     )
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.limelight.attention.default, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.limelight.attend.default, arguments, test_utils=checks)
 
 
 def test_what_torch_asks_of_the_operator_of_gradients(given):
@@ -175,7 +175,7 @@ def test_what_torch_asks_of_the_operator_of_gradients(given):
     none, far = None, 1 << 40
     tensors = (q, k, v, none, sink, none, vector, given["counts"], none, none, none)
     call = (*tensors, -far, 2, 1.0, 0.0, 0.0, torch.tensor(0))
-    output, lse, rows, *_ = torch.ops.limelight.attention(*call, False, False, 0, False, None, [], [], "mean")
+    output, lse, rows, *_ = torch.ops.limelight.attend(*call, False, False, 0, False, None, [], [], "mean")
     arguments = (*call, output, lse, rows, torch.ones_like(output), torch.ones_like(lse))
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.limelight.attention_backward.default, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.limelight.attend_backward.default, arguments, test_utils=checks)

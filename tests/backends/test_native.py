@@ -332,10 +332,15 @@ def test_heads_that_lie_side_by_side_do_so_in_what_comes_out(compiled):
         assert other.is_contiguous(), place
 
 
-def test_the_careful_road_of_compiled_code_keeps_the_layout_that_was_promised():
-    query, key, value = (_random(seed, 2, 5, 3, 11).float().transpose(1, 2) for seed in range(3))
-    value[0, 0, 0, 0] = math.nan
-    call = torch.compile(lambda *inputs: attend(*inputs).transpose(1, 2), fullgraph=True, backend="aot_eager")
-    output = call(query, key, value)
-    assert output.is_contiguous()
-    torch.testing.assert_close(output, attend(query, key, value).transpose(1, 2), equal_nan=True)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_careful_road_keeps_the_layout(compiled):
+    inputs = [_random(seed, 2, 5, 3, 11).float().transpose(1, 2) for seed in range(3)]
+    inputs[2][0, 0, 0, 0] = math.nan
+    call = torch.compile(attend, fullgraph=True, backend="aot_eager") if compiled else attend
+    with torch.no_grad():
+        assert call(*inputs).transpose(1, 2).is_contiguous()
+    leaves = [one.requires_grad_() for one in inputs]
+    output = call(*leaves)
+    for one in (output, *torch.autograd.grad(output, leaves, torch.ones_like(output))):
+        assert one.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(output, attend(*inputs, backend="streaming"), equal_nan=True)

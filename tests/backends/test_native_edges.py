@@ -268,3 +268,12 @@ def test_a_stray_in_either_half_of_a_pair_is_seen(column, stray):
     for one, other in zip(torch.autograd.grad(found.sum(), (query, key, value)), want, strict=True):
         assert one.isfinite().all()
         torch.testing.assert_close(one, other, atol=0.02, rtol=0.02)
+
+
+def test_products_that_leave_the_range_before_they_are_scaled():
+    query, key, value = (_random(seed, 1, 2, 31, 16).bfloat16() for seed in range(3))
+    query, key = query * 2.0**66, key * 2.0**66
+    want = attend(*(one.double() for one in (query, key, value)), score=dot(2.0**-132), backend="reference")
+    found = _with_gradients(query, key, value, score=dot(2.0**-132))
+    torch.testing.assert_close(found[0], want.bfloat16(), atol=0.02, rtol=0.02)
+    assert all(one.isfinite().all() for one in found)

@@ -134,6 +134,12 @@ def _sink_gradient(sink: Tensor, output: Tensor, rows: Tensor, to_output: Tensor
     return sink_gradient(sink, share, delta if to_lse is None else delta - to_lse)
 
 
+def careful_forward(call: Call, careful: Callable[[Call], Result]) -> Result:
+    """The forward pass by the careful backend, its output laid out as that of the kernels."""
+    result = careful(call)
+    return result._replace(output=laid_out(result.output, call.query))
+
+
 def careful_backward(
     call: Call,
     careful: Callable[[Call], Result],
@@ -141,7 +147,7 @@ def careful_backward(
     to_output: Tensor,
     to_lse: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """The same through the careful backend, which does the forward pass again."""
+    """The gradients by the careful backend, which does the forward pass again; laid out as those of the kernels."""
     with torch.enable_grad():
         leaves = [None if one is None else one.detach().requires_grad_() for one in tensors]
         parameters = tuple(one for one in leaves[OWN_TENSORS:] if one is not None)
@@ -153,7 +159,13 @@ def careful_backward(
             gradients.append(to_lse)
         wanted = [one for one in leaves if one is not None]
         found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
-        return tuple(None if one is None else next(found) for one in leaves)
+        grads = [None if one is None else next(found) for one in leaves]
+    inputs = [
+        None if one is None else laid_out(one, like)
+        for one, like in zip(grads, tensors[:3], strict=False)
+        if like is not None
+    ]
+    return *inputs, *grads[3:]
 
 
 def _room(call: Call, gather: Gather) -> Gathered:

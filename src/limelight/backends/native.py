@@ -69,7 +69,7 @@ class Native(Backend):
                 output, lse = _Attention.apply(call, self._careful, kept, *tensors)
                 return Result(output, lse, None, kept[0].gathered)
         done = kernels.forward(call, False)
-        return self._careful.run(call) if done is None else done[0]
+        return kernels.careful_forward(call, self._careful.run) if done is None else done[0]
 
 
 class _Attention(torch.autograd.Function):
@@ -78,7 +78,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, careful: Backend, kept: list[Result], *tensors: Any) -> tuple[Tensor, Tensor]:
         done = kernels.forward(call, True)
-        result, rows = (careful.run(call.changed(wants_lse=True)), None) if done is None else done
+        if done is None:
+            done = kernels.careful_forward(call.changed(wants_lse=True), careful.run), None
+        result, rows = done
         kept.append(result)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, result.output, result.lse, rows)

@@ -1,4 +1,4 @@
-"""The native kernels as two operators of torch, `limelight::attention` and `limelight::attention_backward`.
+"""The native kernels as two operators of torch, `limelight::attend` and `limelight::attend_backward`.
 
 For compilers, to which a call must be one step with tensors and numbers going in and tensors coming out. Where none is
 looking, `native.py` calls the kernels itself: an operator costs tens of microseconds on top.
@@ -100,7 +100,7 @@ def _call(flat: Flat) -> Call:
 
 
 @torch.library.custom_op(
-    "limelight::attention",
+    "limelight::attend",
     mutates_args=(),
     device_types="cpu",
     schema=f"({_CALL}, {_GATHER}) -> ({', '.join(['Tensor'] * 10)})",
@@ -115,7 +115,7 @@ def _attention(*arguments: Any) -> tuple[Tensor, ...]:
     with torch.no_grad():
         done = kernels.forward(call, True)
         if done is None:
-            result = _careful[0](call)
+            result = kernels.careful_forward(call, _careful[0])
             assert result.lse is not None
             rows = result.lse.new_full((*result.lse.shape, 2), torch.nan)
             seen = _seen_later(call, result.lse)
@@ -124,8 +124,7 @@ def _attention(*arguments: Any) -> tuple[Tensor, ...]:
             seen = result.gathered
     assert seen is not None
     indices, weights = seen.top or (None, None)
-    output = kernels.laid_out(result.output, flat.query)
-    found = (output, result.lse, rows, seen.received, seen.entropy, indices, weights, *seen[3:])
+    found = (result.output, result.lse, rows, seen.received, seen.entropy, indices, weights, *seen[3:])
     # An operator hands out no tensor twice.
     return tuple(_empty(flat, place) if one is None else one for place, one in enumerate(found))
 
@@ -158,7 +157,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op(
-    "limelight::attention_backward",
+    "limelight::attend_backward",
     mutates_args=(),
     device_types="cpu",
     schema=f"({_CALL}, Tensor output, Tensor lse, Tensor rows, Tensor to_output, Tensor to_lse) -> "
@@ -177,10 +176,11 @@ def _attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
         if grads is None:
             grads = kernels.careful_backward(call, _careful[0], tensors, to_output, to_lse)
     grads = grads if len(grads) == _DIFFERENTIABLE else (*grads, None)
-    like = (flat.query, flat.key, flat.value)
-    inputs = (kernels.laid_out(grad, one) for grad, one in zip(grads, like, strict=False) if grad is not None)
-    others = (flat.query.new_empty(0) if one is None else one.contiguous() for one in grads[len(like) :])
-    return *inputs, *others
+    inputs, others = grads[:3], grads[3:]  # the first are laid out as query, key and value are
+    return (
+        *(flat.query.new_empty(0) if one is None else one for one in inputs),
+        *(flat.query.new_empty(0) if one is None else one.contiguous() for one in others),
+    )
 
 
 @_attention_backward.register_fake

@@ -297,7 +297,7 @@ class AttentionView(VirtualArray):
         return AttentionView(self._kept.copied(None if device is None else torch.device(device)))
 
     def taken_over(self, device: torch.device | None) -> AttentionView:
-        """As `copy`, for one who alone has this view: what the pass made for it is not copied."""
+        """As `copy`, for one who alone has this view: the answers are not copied."""
         return AttentionView(self._kept.copied(device, sole=True))
 
     @property

@@ -187,7 +187,8 @@ class Kept:
         """Tensors of its own, without a graph; mask, bias and sink are shared unless the device is another one.
 
         Without the weights of a small matrix: what a copy has of its own grows with T + S. `sole`: nobody else has this
-        one, so what the pass made, its answers and its threshold, is taken over as it is.
+        one, so the answers, which the pass made for it, are taken over as they are. The threshold is not: the backward
+        pass may need it.
         """
 
         def own(tensor: Tensor) -> Tensor:
@@ -210,9 +211,8 @@ class Kept:
         call = call.with_tensors(own(query), own(key), own(value), *map(shared, others)).changed(mask=mask)
         if call.score.parameters:
             call = call.with_parameters(tuple(own(one) for one in call.score.parameters))
-        made = moved if sole else own
-        answers = {name: through(have, made) for name, have in self.answers.items()}
-        return Kept(call, made(self.threshold), answers=answers)
+        answers = {name: through(have, moved if sole else own) for name, have in self.answers.items()}
+        return Kept(call, own(self.threshold), answers=answers)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

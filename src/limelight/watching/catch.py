@@ -84,20 +84,19 @@ class Catcher(TorchFunctionMode, Listener):
         self.flexed = 0
         self.compiled = 0
         self._told = (0, 0)
-        self._heard = 0
         self.busy = False
         self._heads: tuple[int, ...] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A model makes dozens of other calls for each attention: they leave first.
-        if self.flexed + self.compiled != self._heard and not torch.compiler.is_dynamo_compiling():
+        kwargs = kwargs or {}
+        # Not the other way round: a compiler that traces this would have its code depend on the numbers.
+        if not torch.compiler.is_dynamo_compiling() and self._told != (self.flexed, self.compiled):
             # The module that called what was compiled still runs, or the one around it does.
             self.tell_uncaught()
         if func not in _CAUGHT or self.busy:
             if isinstance(func, unseen.OPERATORS) and not self.busy:
                 self._operator(func)
-            return func(*args, **kwargs) if kwargs else func(*args)
-        kwargs = kwargs or {}
+            return func(*args, **kwargs)
         if func is _FLEX:
             self.flexed += 1
             return func(*args, **kwargs)
@@ -166,6 +165,8 @@ class Catcher(TorchFunctionMode, Listener):
                     if found is not None:
                         output, view = found
                         _record(wanting, view, sole=True)
+                        if query.ndim != 4 or output.shape[-1] != query.shape[-1]:
+                            output = output.contiguous()  # as it is where torch has no kernel of its own
                         return output if query.ndim > 2 else output.squeeze(0)
             output = _SDPA(*args, **kwargs)
             if not plain:
@@ -249,7 +250,7 @@ class Catcher(TorchFunctionMode, Listener):
 
     def tell_uncaught(self, *, entered: bool = False) -> None:
         """Whatever was counted since the last time, the innermost module did, or if it begins now that around it."""
-        before, self._told, self._heard = self._told, self._counts(), self.flexed + self.compiled
+        before, self._told = self._told, self._counts()
         reasons = [reason for reason, old, new in zip(_COUNTED, before, self._told, strict=True) if new > old]
         for watcher in self.watchers if reasons else ():
             around = watcher.around()[int(entered) :]

@@ -86,9 +86,9 @@ def statistics(
     """The answers of a view to what is asked for, on that device, or where they are; `sole`: nobody else asked."""
 
     def there(tensor: Tensor) -> Tensor:
-        tensor = tensor if device is None else tensor.to(device)
-        # A part of what another block observes would keep the whole.
-        return tensor.clone() if not sole and tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        # What others have too they may write into, and a part of it would keep the whole.
+        tensor = tensor if sole else tensor.clone()
+        return tensor if device is None else tensor.to(device)
 
     names = {one.name for one in observe}
     most = max((one.k for one in observe), default=0)
