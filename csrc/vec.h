@@ -163,7 +163,7 @@ LL_INLINE vf swapped(vf x) {
 template <class V>
 LL_INLINE V moved_up(V x, V first) {
 #if defined(LL_AVX2)
-  // Half the latency of a permutation across both halves, and a chain of insertions waits for each.
+  // Sooner done than a permutation across both halves, and each insertion waits for that before it.
   const __m256i low = _mm256_permute2x128_si256((__m256i)first, (__m256i)x, 0x20);  // first's, x's lower half
   return (V)_mm256_alignr_epi8((__m256i)x, low, 12);
 #else

@@ -91,7 +91,7 @@ class Call:
     _form: tuple[Form | None] | None = field(default=None, init=False, repr=False, compare=False)  # None: not asked
 
     def changed(self, **parts: Any) -> Call:
-        """The same call with other parts. `dataclasses.replace` takes four times as long, and small calls show it."""
+        """The same call with other parts, in two thirds of the time of `dataclasses.replace`."""
         call = Call(*[getattr(self, name) for name in _PARTS])
         for name, part in parts.items():
             setattr(call, name, part)
