@@ -62,23 +62,8 @@ inline void pack_pairs_transposed(const Tensor& t, int64_t n, int64_t head, int6
                                   float* to, float* room, Watch& watch) {
   const int64_t pairs = pairs_in(width);
   PairWatch seen;
-  for (int64_t r = 0; r < count; r += 4) {
-    float* at = to + r / NR * NR * pairs + r % NR;
-    const float* rows[4];
-    for (int i = 0; i < 4; i++) {
-      const int64_t there = r + i < count ? r + i : r;  // beyond the end: any row, cleared below
-      rows[i] = read_pairs(t, n, head, first + there, width, room + i * pairs);
-    }
-    int64_t pair = 0;
-    for (; pair + 4 <= pairs; pair += 4) transpose_4(rows, pair, at + pair * NR, NR, seen);
-    for (; pair < pairs; pair++)
-      for (int i = 0; i < 4; i++) {
-        std::memcpy(at + pair * NR + i, rows[i] + pair, sizeof(float));
-        seen.see(at[pair * NR + i]);
-      }
-  }
-  for (int64_t r = count; r < padded(count); r++)
-    for (int64_t pair = 0; pair < pairs; pair++) to[r / NR * NR * pairs + pair * NR + r % NR] = 0;
+  const auto read = [&](int64_t r, int i) { return read_pairs(t, n, head, first + r, width, room + i * pairs); };
+  transpose_rows(count, pairs, to, read, seen);
   seen.tell(watch);
 }
 

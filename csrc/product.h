@@ -251,25 +251,32 @@ LL_INLINE void transpose_4(const float* const rows[4], int64_t column, float* to
   *(v4_loose*)(to + 3 * to_row) = __builtin_shuffle(ac_high, bd_high, i4{2, 6, 3, 7});
 }
 
-// Rows [first, first + count) of a head, transposed: panels [panel of NR rows][width][NR], rows filled up with 0.
-// `room` holds 4 rows.
-inline void pack_transposed(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
-                            float* to, float* room, Watch& watch) {
-  Watch seen;
+// Rows 0 .. count - 1, of `width` floats each, transposed: panels [panel of NR rows][width][NR], rows filled up with 0.
+// `read(r, i)` finds row r, the i-th of four that are wanted at a time.
+template <class READ, class WATCH>
+LL_INLINE void transpose_rows(int64_t count, int64_t width, float* to, READ read, WATCH& seen) {
   for (int64_t r = 0; r < count; r += 4) {
     float* at = to + r / NR * NR * width + r % NR;
     const float* rows[4];
-    for (int i = 0; i < 4; i++) {
-      const int64_t there = r + i < count ? r + i : r;  // beyond the end: any row, cleared below
-      rows[i] = read_row(t, type, n, head, first + there, width, room + i * width);
-    }
+    for (int i = 0; i < 4; i++) rows[i] = read(r + i < count ? r + i : r, i);  // beyond the end: any row, cleared below
     int64_t column = 0;
     for (; column + 4 <= width; column += 4) transpose_4(rows, column, at + column * NR, NR, seen);
     for (; column < width; column++)
-      for (int i = 0; i < 4; i++) seen.see(at[column * NR + i] = rows[i][column]);
+      for (int i = 0; i < 4; i++) {
+        std::memcpy(at + column * NR + i, rows[i] + column, sizeof(float));  // whatever the bits mean
+        seen.see(at[column * NR + i]);
+      }
   }
   for (int64_t r = count; r < padded(count); r++)
     for (int64_t column = 0; column < width; column++) to[r / NR * NR * width + column * NR + r % NR] = 0;
+}
+
+// Rows [first, first + count) of a head, so transposed. `room` holds 4 rows.
+inline void pack_transposed(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
+                            float* to, float* room, Watch& watch) {
+  Watch seen;
+  const auto read = [&](int64_t r, int i) { return read_row(t, type, n, head, first + r, width, room + i * width); };
+  transpose_rows(count, width, to, read, seen);
   watch.join(seen);
 }
 
