@@ -254,25 +254,12 @@ def test_scores_of_narrow_numbers_are_those_of_their_exact_products(width, apart
     assert (lse - exact).abs().max() <= limit
 
 
-@pytest.mark.parametrize("column", [4, 5])
-@pytest.mark.parametrize("stray", [math.nan, math.inf, -math.inf])
-def test_a_stray_in_either_half_of_a_pair_is_seen(column, stray):
-    query, key, value = (_random(seed, 1, 1, 70, 16).bfloat16().requires_grad_() for seed in range(3))
-    plain = attend(query, key, value, mask=lengths(torch.tensor([33])))
-    want = torch.autograd.grad(plain.sum(), (query, key, value))
-    with torch.no_grad():
-        key[..., 40, column] = stray
-        value[..., 50, column] = stray
-    found = attend(query, key, value, mask=lengths(torch.tensor([33])))
-    torch.testing.assert_close(found, plain)
-    for one, other in zip(torch.autograd.grad(found.sum(), (query, key, value)), want, strict=True):
-        assert one.isfinite().all()
-        torch.testing.assert_close(one, other, atol=0.02, rtol=0.02)
-
-
-def test_products_that_leave_the_range_before_they_are_scaled():
+@pytest.mark.parametrize("half", [0, 1])
+def test_products_that_leave_the_range_before_they_are_scaled(half):
+    # Those of every other column, which are one half of all pairs.
     query, key, value = (_random(seed, 1, 2, 31, 16).bfloat16() for seed in range(3))
-    query, key = query * 2.0**66, key * 2.0**66
+    query[..., half::2] *= 2.0**66
+    key[..., half::2] *= 2.0**66
     want = attend(*(one.double() for one in (query, key, value)), score=dot(2.0**-132), backend="reference")
     found = _with_gradients(query, key, value, score=dot(2.0**-132))
     torch.testing.assert_close(found[0], want.bfloat16(), atol=0.02, rtol=0.02)
