@@ -58,7 +58,7 @@ class ForwardPass {
     if (columns_)
       for (int64_t j = 0; j < call.S + W; j++) columns_[j] = dropout_column(j, call.dropout.seed);
     if (call.seen.top) {
-      const int64_t room = Strongest::room(call.seen.top);
+      const int64_t room = whole_vectors(call.seen.top);
       float* scores = scratch_.take(room);
       strongest_ = Strongest(call.seen.top, scores, reinterpret_cast<int32_t*>(scratch_.take(room)));
     }

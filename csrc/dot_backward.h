@@ -8,7 +8,9 @@
 #pragma once
 
 #include "bias_gradient.h"
+#include "dot_decode_backward.h"
 #include "dot_forward.h"
+#include "slope.h"
 
 namespace limelight::LIMELIGHT_ISA {
 
@@ -19,8 +21,8 @@ class DotBackward {
  public:
   // `bias`: where this part finds the bias's gradient.
   DotBackward(const Backward& call, int64_t stretch, float* bias)
-      : call_(call), few_(few_queries(call)), score_(paired(call), call.D), worth_(paired(call), call.E), bias_(call, bias),
-        key_width_(padded(call.D)), value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
+      : call_(call), score_(paired(call), call.D), worth_(paired(call), call.E), bias_(call, bias), key_width_(padded(call.D)),
+        value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
     const int64_t d = call.D, e = call.E;
     query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
     grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);
@@ -58,7 +60,7 @@ class DotBackward {
 
  private:
   // As the forward pass has it: the scores have to come out the same.
-  static bool paired(const Backward& call) { return call.type == Type::bf16 && !few_queries(call); }
+  static bool paired(const Backward& call) { return call.type == Type::bf16; }
 
   static int64_t floats(const Backward& call, int64_t stretch) {
     const int64_t d = padded(call.D), e = padded(call.E);
@@ -66,7 +68,7 @@ class DotBackward {
   }
 
   void pack_keys(int64_t key, int64_t count) {
-    if (!few_) score_.pack_right(call_.key, call_.type, n_, g_, key, count, key_, room_, watch_);
+    score_.pack_right(call_.key, call_.type, n_, g_, key, count, key_, room_, watch_);
     pack_panels(call_.key, call_.type, n_, g_, key, count, call_.D, key_panels_, room_, watch_);
     worth_.pack_right(call_.value, call_.type, n_, g_, key, count, value_, room_, watch_);
     if (call_.dropout.rate > 0)
@@ -85,14 +87,15 @@ class DotBackward {
     pack_panels(call_.query, call_.type, n_, h, row, rows, d, query_panels_, room_, watch_);
     worth_.pack_left(call_.grad_output, call_.type, n_, h, row, rows, 1, grad_output_, room_, watch_, watch_);
     pack_panels(call_.grad_output, call_.type, n_, h, row, rows, e, grad_output_panels_, room_, watch_);
-    if (few_) scores_of_few(call_, n_, g_, key + from, key + from + inner, query_, rows, weights_ + from, KEYS, room_);
-    else score_.multiply(rows, to - from, query_, key_ + from * score_.steps(), call_.scale, weights_ + from, KEYS);
+    score_.multiply(rows, to - from, query_, key_ + from * score_.steps(), call_.scale, weights_ + from, KEYS);
     worth_.multiply(rows, to - from, grad_output_, value_ + from * worth_.steps(), 1, slopes_ + from, KEYS);
     if (bias_) bias_.begin(n_, h, row, rows, key);
     for (int64_t i = 0; i < rows; i++) {
-      slope(h, row + i, key, delta[row + i], weights_ + i * KEYS, slopes_ + i * KEYS, from, to);
-      if (bias_) bias_.add(row + i, slopes_ + i * KEYS, from, std::min(to, count));
-      if (call_.cap > 0) scale_by_cap(slopes_ + i * KEYS, from, to);
+      float *s = weights_ + i * KEYS, *g = slopes_ + i * KEYS;
+      slope(call_, n_, h, row + i, keys_of_row(call_, n_, row + i), key, delta[row + i], s, g, from, to, cap_slope_,
+            column_bits_);
+      if (bias_) bias_.add(row + i, g, from, std::min(to, count));
+      if (call_.cap > 0) scale_by_cap(g, cap_slope_, from, to);
     }
     if (bias_) bias_.end();
     product<true>(inner, e, 0, rows, rows, {weights_ + from, 1, KEYS}, grad_output_panels_,
@@ -102,40 +105,7 @@ class DotBackward {
                   key_width_);
   }
 
-  // Scores s become what the values are weighted with, and grad p becomes grad s.
-  void slope(int64_t h, int64_t i, int64_t key, float delta, float* s, float* g, int64_t from, int64_t to) {
-    const Span keys = keys_of_row(call_, n_, i);
-    if (has_extras(call_) || keys.first > key + from || keys.last < key + to) {
-      finish_scores(call_, n_, h, i, key, keys, s, from, to, cap_slope_);
-      // Behind a mask the product with a value may have left fp32's range: 0 times it would be NaN.
-      for (int64_t j = from; j < to; j += W) store(g + j, load(s + j) == -INF ? vf{} : load(g + j));
-    }
-    const int64_t line = (n_ * call_.H + h) * call_.T + i;
-    const vf shift = splat(call_.rows[2 * line]), inverse = splat(call_.rows[2 * line + 1]), sum = splat(delta);
-    if (call_.dropout.rate > 0) {
-      const DropoutRule rule(call_.dropout.rate);
-      const uint32_t bits = dropout_row(line, call_.dropout.seed);
-      for (int64_t j = from; j < to; j += W) {
-        const vf p = exp(load(s + j) - shift) * inverse, kept = rule.kept(bits, column_bits_ + j);
-        store(s + j, p * kept);
-        store(g + j, p * (load(g + j) * kept - sum));
-      }
-    } else {
-      for (int64_t j = from; j < to; j += W) {
-        const vf p = exp(load(s + j) - shift) * inverse;
-        store(s + j, p);
-        store(g + j, p * (load(g + j) - sum));
-      }
-    }
-  }
-
-  // The gradients of capped scores become those of the products.
-  void scale_by_cap(float* g, int64_t from, int64_t to) const {
-    for (int64_t j = from; j < to; j += W) store(g + j, load(g + j) * load(cap_slope_ + j));
-  }
-
   const Backward& call_;
-  const bool few_;
   Factors score_, worth_;  // query and key; grad o and value
   BiasGradient bias_;
   int64_t key_width_, value_width_;
@@ -164,7 +134,7 @@ inline void row_sums(const Backward& call, int64_t n, int64_t h, float* delta, f
 }
 
 // Key heads [begin, begin + heads), shared out to `parts`. `bias(part)`: where a part finds the bias's gradient.
-template <class F>
+template <class PASS, class F>
 bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int parts, F bias) {
   const int64_t shared = call.H / call.G, width = padded(call.D);
   // Stretches per key head: one, or enough for all threads.
@@ -182,7 +152,7 @@ bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int 
   const std::vector<int64_t> ends = balanced(std::vector<int64_t>(static_cast<size_t>(units), 1), parts);
   in_parallel(parts, [&](int part) {
     if (ends[static_cast<size_t>(part)] == ends[static_cast<size_t>(part) + 1]) return;
-    DotBackward pass(call, std::min(stretch, blocks * KEYS), bias(part));
+    PASS pass(call, std::min(stretch, blocks * KEYS), bias(part));
     std::vector<float> own(split ? 0 : static_cast<size_t>(sums)), delta(static_cast<size_t>(shared * call.T));
     std::vector<float> room(static_cast<size_t>(2 * call.E));
     for (int64_t unit = ends[static_cast<size_t>(part)]; unit < ends[static_cast<size_t>(part) + 1]; unit++) {
@@ -213,8 +183,10 @@ inline bool dot_backward(const Backward& call) {
   const int64_t heads = call.N * call.G / bias.rounds;
   const int parts = threads_for(call, work / bias.rounds);
   bool clean = true;
+  const auto origin = [&](int part) { return bias.origin(part); };
   for (int64_t round = 0; round < bias.rounds; round++)
-    clean &= dot_backward_heads(call, round * heads, heads, parts, [&](int part) { return bias.origin(part); });
+    clean &= few_queries(call) ? dot_backward_heads<DotDecodeBackward>(call, round * heads, heads, parts, origin)
+                               : dot_backward_heads<DotBackward>(call, round * heads, heads, parts, origin);
   bias.finish();
   return clean;
 }

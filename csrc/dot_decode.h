@@ -6,65 +6,11 @@
 #include <numeric>
 #include <utility>
 
+#include "few.h"
 #include "gathered.h"
-#include "product.h"
 #include "softmax.h"
 
 namespace limelight::LIMELIGHT_ISA {
-
-constexpr int64_t FEW = 6;        // queries that share a key head, at most
-constexpr int64_t STRETCH = 128;  // keys that are met at a time
-constexpr int AT_ONCE = 4;        // keys in a register tile
-
-inline bool few_queries(const Call& call) { return call.H / call.G * call.T <= FEW && call.dropout.rate == 0; }
-
-// s[j] = q . k_j for COUNT keys.
-template <int COUNT>
-LL_INLINE void dots(const float* q, const float* const* keys, int64_t width, float* s) {
-  vf sum[COUNT]{};
-  int64_t x = 0;
-  for (; x + W <= width; x += W)
-    for (int j = 0; j < COUNT; j++) sum[j] += load(q + x) * load(keys[j] + x);
-  for (int j = 0; j < COUNT; j++) {
-    float rest = 0;
-    for (int64_t y = x; y < width; y++) rest += q[y] * keys[j][y];
-    s[j] = sum_of(sum[j]) + rest;
-  }
-}
-
-// Scores of `rows` queries, [rows][D], and keys [first, last) of a key head: s[r * stride + j - first]. The backward pass
-// takes them from here too: with other roundings e^(s - m) would be off by as much as s is. `room` holds AT_ONCE keys.
-inline void scores_of_few(const Call& call, int64_t n, int64_t g, int64_t first, int64_t last, const float* queries, int64_t rows,
-                          float* s, int64_t stride, float* room) {
-  for (int64_t j = first; j < last; j += AT_ONCE) {
-    const float* keys[AT_ONCE];
-    for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
-      keys[i] = read_row(call.key, call.type, n, g, std::min(j + i, last - 1), call.D, room + i * call.D);
-    for (int64_t r = 0; r < rows; r++) {
-      float four[AT_ONCE];
-      dots<AT_ONCE>(queries + r * call.D, keys, call.D, four);
-      for (int64_t i = 0; i < AT_ONCE && j + i < last; i++) s[r * stride + j - first + i] = four[i];
-    }
-  }
-}
-
-// sums = change * sums + p[0] v_0 + ... + p[count - 1] v_(count - 1), VECS vectors wide, LINES values at a time: enough
-// sums that none waits for another.
-template <int VECS, int LINES>
-LL_INLINE void mix(const float* p, const float* values, int64_t row, int64_t count, float change, float* sums) {
-  vf sum[LINES][VECS]{};
-  for (int x = 0; x < VECS; x++) sum[0][x] = load(sums + x * W) * change;
-  int64_t j = 0;
-  for (; j + LINES <= count; j += LINES)
-    for (int i = 0; i < LINES; i++)
-      for (int x = 0; x < VECS; x++) sum[i][x] += p[j + i] * load(values + (j + i) * row + x * W);
-  for (; j < count; j++)
-    for (int x = 0; x < VECS; x++) sum[0][x] += p[j] * load(values + j * row + x * W);
-  for (int x = 0; x < VECS; x++) {
-    for (int i = 1; i < LINES; i++) sum[0][x] += sum[i][x];
-    store(sums + x * W, sum[0][x]);
-  }
-}
 
 class DotDecode {
  public:
@@ -131,14 +77,17 @@ class DotDecode {
     for (int64_t at = first + count * cut / cuts_; at < first + count * (cut + 1) / cuts_; at++) {
       const int64_t key = at * STRETCH, end = std::min(key + STRETCH, all.last);
       score(n, g, unit, std::max(key, all.first), end, key, own, state);
-      add_values(n, g, std::max(key, all.first), end, key, own, state, sums);
+      const int64_t begin = std::max(key, all.first);
+      mix_few(call_.value, call_.type, n, g, begin, end, call_.E, own.weights + begin - key, rows_, state.change, sums, width_,
+              own.value);
     }
     for (int64_t r = 0; r < rows_; r++) ends_[static_cast<size_t>(piece * rows_ + r)] = sums_of_row(state, r);
   }
 
   // Scores of keys [first, last), their softmax so far; what is not to be seen in the stretch that begins at `key` is -inf.
   void score(int64_t n, int64_t g, int64_t unit, int64_t first, int64_t last, int64_t key, const Own& own, RowState& state) {
-    scores_of_few(call_, n, g, first, last, own.query, rows_, own.weights + first - key, STRETCH, own.key);
+    products_of_few(call_.key, call_.type, n, g, first, last, call_.D, own.query, rows_, own.weights + first - key, STRETCH,
+                    own.key);
     const int64_t to = (last - key + W - 1) / W * W;
     for (int64_t r = 0; r < rows_; r++) {
       float* s = own.weights + r * STRETCH;
@@ -153,34 +102,10 @@ class DotDecode {
     }
   }
 
-  void add_values(int64_t n, int64_t g, int64_t first, int64_t last, int64_t key, const Own& own, RowState& state, float* sums) {
-    const float* values = own.value;
-    int64_t row = call_.E;
-    if (call_.type == Type::f32 && call_.value.column == 1) {
-      values = reinterpret_cast<const float*>(row_at(call_.value, call_.type, n, g, first));
-      row = call_.value.row;
-    } else {
-      for (int64_t j = first; j < last; j++) read_row(call_.value, call_.type, n, g, j, call_.E, own.value + (j - first) * row);
-    }
-    for (int64_t r = 0; r < rows_; r++) {
-      const float *p = own.weights + r * STRETCH + first - key, change = state.change[r];
-      float* to = sums + r * width_;
-      int64_t x = 0;
-      for (; x + 8 * W <= call_.E; x += 8 * W) mix<8, 1>(p, values + x, row, last - first, change, to + x);
-      for (; x + 4 * W <= call_.E; x += 4 * W) mix<4, 2>(p, values + x, row, last - first, change, to + x);
-      for (; x + W <= call_.E; x += W) mix<1, 4>(p, values + x, row, last - first, change, to + x);
-      for (; x < call_.E; x++) {
-        float sum = to[x] * change;
-        for (int64_t j = 0; j < last - first; j++) sum += p[j] * values[j * row + x];
-        to[x] = sum;
-      }
-    }
-  }
-
   // Heads [first, last): their pieces put together, written, and what is to be observed of them.
   bool conclude(int64_t first, int64_t last) {
     Watch watch;
-    std::vector<float> top_scores(static_cast<size_t>(Strongest::room(call_.seen.top)));
+    std::vector<float> top_scores(static_cast<size_t>(whole_vectors(call_.seen.top)));
     std::vector<int32_t> top_keys(top_scores.size());
     Strongest strongest{call_.seen.top, top_scores.data(), top_keys.data()};
     for (int64_t unit = first; unit < last; unit++)
@@ -191,8 +116,11 @@ class DotDecode {
         const int64_t n = unit / call_.G, h = head(unit % call_.G, r), i = r % call_.T;
         watch.see(all.total);
         for (int64_t x = 0; x < width_; x += W) watch.see(load(sums + x));
-        const float inverse = write_result(call_, n, h, i, all, sink_of(call_, n, h), sums);
-        if (scores_) look_back(unit, r, n, h, i, all.m, inverse, strongest);
+        const RowEnds ends =
+            ends_of_rows({splat(all.m), splat(all.total), splat(all.spread), splat(all.away)}, sink_of(call_, n, h));
+        write_ends(call_, n, h, i, 1, ends);
+        write_row(call_.output, call_.type, n, h, i, call_.E, sums, ends.by[0]);
+        if (scores_) look_back(unit, r, n, h, i, all.m, ends.by[0], strongest);
       }
     return watch.clean();
   }

@@ -53,12 +53,13 @@ class DotForward {
     keys_ = scratch_.take(kept_ * KEYS * call.D);
     values_ = scratch_.take(kept_ * KEYS * width_);
     room_ = scratch_.take(4 * std::max(call.D, call.E));
-    state_ = {scratch_.take(rows), scratch_.take(rows), scratch_.take(rows * W),
-              call.seen.entropy ? scratch_.take(rows * W) : nullptr, call.seen.distance ? scratch_.take(rows * W) : nullptr};
+    const int64_t whole = whole_vectors(rows);
+    state_ = {scratch_.take(whole), scratch_.take(whole), scratch_.take(whole * W),
+              call.seen.entropy ? scratch_.take(whole * W) : nullptr, call.seen.distance ? scratch_.take(whole * W) : nullptr};
     if (looks_back(call)) kept_rows_ = scratch_.take(blocks_ * rows * KEYS), largest_ = scratch_.take(blocks_ * rows + W);
     else weights_ = scratch_.take(GROUP * KEYS);
     if (call.seen.top) {
-      const int64_t room = rows * Strongest::room(call.seen.top);
+      const int64_t room = rows * whole_vectors(call.seen.top);
       float* scores = scratch_.take(room);
       strongest_ = Strongest(call.seen.top, scores, reinterpret_cast<int32_t*>(scratch_.take(room)));
     }
@@ -92,7 +93,8 @@ class DotForward {
  private:
   static int64_t floats(const Forward& call, int64_t rows) {
     const int64_t width = padded(call.E), blocks = blocks_of(call.S), kept = packed_once(call) ? blocks : 1;
-    int64_t n = rows * (call.D + width + 2 + 3 * W + 2 * Strongest::room(call.seen.top)) + KEYS * (kept * (call.D + width) + 1);
+    int64_t n = rows * (call.D + width + 2 * whole_vectors(call.seen.top)) + KEYS * (kept * (call.D + width) + 1);
+    n += whole_vectors(rows) * (2 + 3 * W);
     n += 4 * std::max(call.D, call.E) + (looks_back(call) ? blocks * rows * (KEYS + 1) + W : 0);
     return n + 2 * GROUP * KEYS + 20 * 16;
   }
@@ -175,12 +177,16 @@ class DotForward {
 
   void finish() {
     const float sink = sink_of(call_, n_, h_);
+    for (int64_t r = 0; r < count_; r += W) {
+      const RowEnds ends = ends_of_rows(sums_of_rows(state_, r), sink);
+      write_ends(call_, n_, h_, first_ + r, std::min<int64_t>(W, count_ - r), ends);
+      store(state_.change + r, ends.by);
+    }
     for (int64_t r = 0; r < count_; r++) {
-      const int64_t i = first_ + r;
-      const float by = write_result(call_, n_, h_, i, sums_of_row(state_, r), sink, sum_ + r * width_);
-      if (strongest_) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + i, r, state_.largest[r], by);
+      const float by = state_.change[r];
+      write_row(call_.output, call_.type, n_, h_, first_ + r, call_.E, sum_ + r * width_, by);
+      if (strongest_) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + first_ + r, r, state_.largest[r], by);
       if (call_.seen.chosen_count) weigh_chosen(r, by);
-      state_.change[r] = by;
     }
   }
 

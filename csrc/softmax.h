@@ -129,45 +129,75 @@ inline float sink_of(const Call& call, int64_t n, int64_t h) {
 }
 
 // What a row's keys come to: m, sum e^(s - m), sum e^(s - m) (s - m) and sum e^(s - m) |i + S - T - j|.
-struct RowSums {
-  float m = -INF, total = 0, spread = 0, away = 0;
+template <class NUMBER>
+struct Sums {
+  NUMBER m, total, spread, away;
 };
+using RowSums = Sums<float>;
+using RowsSums = Sums<vf>;  // of W rows
 
 inline RowSums sums_of_row(const RowState& state, int64_t r) {
   return {state.largest[r], sum_of(load(state.total + r * W)), state.spread ? sum_of(load(state.spread + r * W)) : 0.0f,
           state.away ? sum_of(load(state.away + r * W)) : 0.0f};
 }
 
-// What a row comes to once all its keys were met and its sink joins them.
-struct RowEnd {
-  float m = 0, inverse = 0;  // the largest score and 1 / sum e^(s - m), both with the sink; 0 and 0 of an empty row
-  float by = 0;              // what e^(s - m of the keys alone) is to be multiplied by to become a weight
-  float lse = -INF;
-  float entropy = 0;   // of the keys' weights
-  float distance = 0;  // the keys' mean |i + S - T - j|
+// Of rows r .. r + W - 1; what stands for rows that are not there may be anything.
+LL_INLINE RowsSums sums_of_rows(const RowState& state, int64_t r) {
+  return {load(state.largest + r), sums_of(state.total + r * W), state.spread ? sums_of(state.spread + r * W) : vf{},
+          state.away ? sums_of(state.away + r * W) : vf{}};
+}
+
+// What W rows come to once all their keys were met and the head's sink joins them.
+struct RowEnds {
+  vf m, inverse;  // the largest score and 1 / sum e^(s - m), both with the sink; 0 and 0 of an empty row
+  vf by;          // what e^(s - m of the keys alone) is to be multiplied by to become a weight
+  vf lse;
+  vf entropy;   // of the keys' weights
+  vf distance;  // the keys' mean |i + S - T - j|
 };
 
-inline RowEnd end_of_row(const RowSums& keys, float sink) {
-  RowEnd end;
-  if (keys.total == 0) {
-    if (sink != -INF) end.m = end.lse = sink, end.inverse = 1;
-    return end;
+LL_INLINE RowEnds ends_of_rows(const RowsSums& keys, float sink) {
+  const vi empty = keys.total == 0.0f;
+  RowEnds ends;
+  vf fall{}, log_sum;
+  if (sink == -INF) {
+    ends.m = empty ? vf{} : keys.m;
+    ends.inverse = ends.by = empty ? vf{} : 1.0f / keys.total;
+    log_sum = log(keys.total);
+    ends.lse = empty ? splat(-INF) : keys.m + log_sum;
+  } else {
+    ends.m = larger(keys.m, splat(sink));
+    fall = keys.m - ends.m;
+    const vf change = exp(fall), sum = keys.total * change + exp(sink - ends.m);
+    ends.inverse = 1.0f / sum, ends.by = change * ends.inverse;
+    log_sum = log(sum);
+    ends.lse = ends.m + log_sum;
   }
-  const float top = std::max(keys.m, sink), fall = keys.m - top, change = sink == -INF ? 1.0f : exp_scalar(fall);
-  const float sum = sink == -INF ? keys.total : keys.total * change + exp_scalar(sink - top), log_sum = std::log(sum);
-  end.m = top, end.inverse = 1 / sum, end.by = change * end.inverse, end.lse = top + log_sum;
-  end.entropy = std::max(0.0f, end.by * (keys.total * (log_sum - fall) - keys.spread));
-  end.distance = keys.away / keys.total;
-  return end;
+  const vf entropy = ends.by * (keys.total * (log_sum - fall) - keys.spread);
+  ends.entropy = empty ? vf{} : entropy <= 0.0f ? vf{} : entropy;
+  ends.distance = empty ? vf{} : keys.away / keys.total;
+  return ends;
+}
+
+// What the rows of queries i .. i + count - 1 of head h came to goes to where it is wanted; count <= W.
+inline void write_ends(const Forward& call, int64_t n, int64_t h, int64_t i, int64_t count, const RowEnds& ends) {
+  const int64_t line = (n * call.H + h) * call.T + i;
+  const auto write = [=](float* to, vf some) {
+    if (to) std::memcpy(to + line, &some, sizeof(float) * static_cast<size_t>(count));
+  };
+  write(call.lse, ends.lse);
+  write(call.seen.entropy, ends.entropy);
+  write(call.seen.distance, ends.distance);
+  for (int64_t r = 0; call.rows && r < count; r++)
+    call.rows[2 * (line + r)] = ends.m[r], call.rows[2 * (line + r) + 1] = ends.inverse[r];
 }
 
 // The strongest links of each row so far: scores and keys, strongest first, of equal ones the lower key first.
 class Strongest {
  public:
   Strongest() = default;
-  // Room for `rows` rows: room(k) floats and as many indices each.
-  Strongest(int32_t k, float* score, int32_t* index) : k_(k), stride_(room(k)), score_(score), index_(index) {}
-  static int64_t room(int64_t k) { return (k + W - 1) / W * W; }
+  // Room for rows of whole_vectors(k) floats and as many indices each.
+  Strongest(int32_t k, float* score, int32_t* index) : k_(k), stride_(whole_vectors(k)), score_(score), index_(index) {}
 
   explicit operator bool() const { return k_ > 0; }
 
@@ -271,19 +301,5 @@ class Strongest {
   float* score_ = nullptr;
   int32_t* index_ = nullptr;
 };
-
-// Row i of head h is done: write its output and what is known of it from its keys and the sums over the values. Returns
-// what e^(s - m) is to be multiplied by to become a weight.
-inline float write_result(const Forward& call, int64_t n, int64_t h, int64_t i, const RowSums& keys, float sink,
-                          const float* sums) {
-  const int64_t line = (n * call.H + h) * call.T + i;
-  const RowEnd end = end_of_row(keys, sink);
-  write_row(call.output, call.type, n, h, i, call.E, sums, end.by);
-  if (call.lse) call.lse[line] = end.lse;
-  if (call.rows) call.rows[2 * line] = end.m, call.rows[2 * line + 1] = end.inverse;
-  if (call.seen.entropy) call.seen.entropy[line] = end.entropy;
-  if (call.seen.distance) call.seen.distance[line] = end.distance;
-  return end.by;
-}
 
 }  // namespace limelight::LIMELIGHT_ISA

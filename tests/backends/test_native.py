@@ -77,6 +77,18 @@ def test_dot_agrees_with_the_reference_in_float64(case, cap):
     _agree(*case, make=lambda *_: dot(cap=cap))
 
 
+@given(case=cases(few=True), cap=st.sampled_from((None, None, 0.7, 30.0)))
+@settings(max_examples=60, deadline=None)
+def test_few_queries_agree_with_the_reference_in_float64(case, cap):
+    _agree(*case, make=lambda *_: dot(cap=cap))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_narrow_queries_agree_with_the_reference_in_float64(dtype):
+    inputs = _random(1, 2, 4, 3, 40), _random(2, 2, 2, 300, 40), _random(3, 2, 2, 300, 24)
+    _agree(inputs, {"mask": causal() & lengths(torch.tensor([0, 290]))}, dtype)
+
+
 @pytest.mark.parametrize("cap", [1e-3, 1.0, 50.0, 1e4])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
 def test_capped_scores_of_any_size(cap, scale):

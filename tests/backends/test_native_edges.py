@@ -137,6 +137,23 @@ def test_gradients_of_few_queries_take_the_weights_of_the_forward_pass(size):
     torch.testing.assert_close(to_value.sum(2), torch.full((1, 2, 8), 3.0), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_gradients_of_a_long_cache_in_pieces_are_those_of_the_whole(threads, count):
+    threads(count)
+    query, key, value = _random(1, 1, 6, 2, 40), _random(2, 1, 3, 1501, 40), _random(3, 1, 3, 1501, 43)
+    bias, to_output = _random(4, 1, 6, 1, 1501), _random(5, 1, 6, 2, 43)
+
+    def gradients(*inputs, backend):
+        leaves = [one.detach().clone().requires_grad_() for one in inputs]
+        output = attend(*leaves[:3], bias=leaves[3], mask=causal() & window(1400, 0), backend=backend)
+        return torch.autograd.grad(output, leaves, to_output.to(output.dtype))
+
+    wide = [one.double() for one in (query, key, value, bias)]
+    exact = gradients(*wide, backend="reference")
+    for have, want in zip(gradients(query, key, value, bias, backend="native"), exact, strict=True):
+        torch.testing.assert_close(have.double(), want, rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("queries", [200, 1031])
 def test_long_sums_err_no_more_than_those_of_an_honest_matrix_product(queries):
     shape = {"query": (1, 1, queries, 512), "key": (1, 1, 1031, 512), "value": (1, 1, 1031, 64)}

@@ -1,0 +1,93 @@
+// What the passes of few queries are made of, forward and backward: keys and values are read as they come, once, and nothing
+// is packed.
+#pragma once
+
+#include "product.h"
+#include "work.h"
+
+namespace limelight::LIMELIGHT_ISA {
+
+constexpr int64_t FEW = 6;        // queries that share a key head, at most
+constexpr int64_t STRETCH = 128;  // keys that are met at a time
+constexpr int AT_ONCE = 4;        // keys in a register tile
+
+inline bool few_queries(const Call& call) { return call.H / call.G * call.T <= FEW && call.dropout.rate == 0; }
+
+// s[j] = q . k_j for COUNT keys.
+template <int COUNT>
+LL_INLINE void dots(const float* q, const float* const* keys, int64_t width, float* s) {
+  vf sum[COUNT]{};
+  int64_t x = 0;
+  for (; x + W <= width; x += W)
+    for (int j = 0; j < COUNT; j++) sum[j] += load(q + x) * load(keys[j] + x);
+  for (int j = 0; j < COUNT; j++) {
+    float rest = 0;
+    for (int64_t y = x; y < width; y++) rest += q[y] * keys[j][y];
+    s[j] = sum_of(sum[j]) + rest;
+  }
+}
+
+// Products of `rows` rows on the left, [rows][width], and rows [first, last) of a key head: s[r * stride + j - first]. The
+// backward pass takes its scores from here as the forward pass does: with other roundings e^(s - m) would be off by as much as
+// s is. `room` holds AT_ONCE rows.
+inline void products_of_few(const Tensor& t, Type type, int64_t n, int64_t g, int64_t first, int64_t last, int64_t width,
+                            const float* left, int64_t rows, float* s, int64_t stride, float* room) {
+  for (int64_t j = first; j < last; j += AT_ONCE) {
+    const float* right[AT_ONCE];
+    for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
+      right[i] = read_row(t, type, n, g, std::min(j + i, last - 1), width, room + i * width);
+    for (int64_t r = 0; r < rows; r++) {
+      float four[AT_ONCE];
+      dots<AT_ONCE>(left + r * width, right, width, four);
+      for (int64_t i = 0; i < AT_ONCE && j + i < last; i++) s[r * stride + j - first + i] = four[i];
+    }
+  }
+}
+
+// sums = change * sums + p[0] v_0 + ... + p[count - 1] v_(count - 1), VECS vectors wide, LINES values at a time: enough
+// sums that none waits for another.
+template <int VECS, int LINES>
+LL_INLINE void mix(const float* p, const float* values, int64_t row, int64_t count, float change, float* sums) {
+  vf sum[LINES][VECS]{};
+  for (int x = 0; x < VECS; x++) sum[0][x] = load(sums + x * W) * change;
+  int64_t j = 0;
+  for (; j + LINES <= count; j += LINES)
+    for (int i = 0; i < LINES; i++)
+      for (int x = 0; x < VECS; x++) sum[i][x] += p[j + i] * load(values + (j + i) * row + x * W);
+  for (; j < count; j++)
+    for (int x = 0; x < VECS; x++) sum[0][x] += p[j] * load(values + j * row + x * W);
+  for (int x = 0; x < VECS; x++) {
+    for (int i = 1; i < LINES; i++) sum[0][x] += sum[i][x];
+    store(sums + x * W, sum[0][x]);
+  }
+}
+
+// Row r of `sums`, [rows][sum_row], = change[r] * itself + sum_j p[r * STRETCH + j - first] t_j over rows [first, last) of a
+// key head. `room` holds STRETCH rows.
+inline void mix_few(const Tensor& t, Type type, int64_t n, int64_t g, int64_t first, int64_t last, int64_t width, const float* p,
+                    int64_t rows, const float* change, float* sums, int64_t sum_row, float* room) {
+  const float* from = room;
+  int64_t row = width;
+  if (type == Type::f32 && t.column == 1) {
+    from = reinterpret_cast<const float*>(row_at(t, type, n, g, first));
+    row = t.row;
+  } else {
+    for (int64_t j = first; j < last; j++) read_row(t, type, n, g, j, width, room + (j - first) * row);
+  }
+  const int64_t count = last - first;
+  for (int64_t r = 0; r < rows; r++) {
+    const float* mine = p + r * STRETCH;
+    float* to = sums + r * sum_row;
+    int64_t x = 0;
+    for (; x + 8 * W <= width; x += 8 * W) mix<8, 1>(mine, from + x, row, count, change[r], to + x);
+    for (; x + 4 * W <= width; x += 4 * W) mix<4, 2>(mine, from + x, row, count, change[r], to + x);
+    for (; x + W <= width; x += W) mix<1, 4>(mine, from + x, row, count, change[r], to + x);
+    for (; x < width; x++) {
+      float sum = to[x] * change[r];
+      for (int64_t j = 0; j < count; j++) sum += mine[j] * from[j * row + x];
+      to[x] = sum;
+    }
+  }
+}
+
+}  // namespace limelight::LIMELIGHT_ISA
