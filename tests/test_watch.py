@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import pickle
 import threading
 import warnings
 import weakref
@@ -19,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import limelight
 from limelight import attend, causal, top, watch
 from limelight.backends import extension
-from limelight.errors import ArgumentError, WatchError
+from limelight.errors import ArgumentError, StaleViewError, WatchError
 from limelight.layers import BahdanauAttention, GroupedQueryAttention
 from limelight.watching import places
 
@@ -315,6 +317,71 @@ def test_what_happens_to_the_tensors_later_does_not_change_a_view():
     with watch(model) as seen:
         model(x)
     same(seen[""][0].dense(), expected)
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+def test_a_mask_that_the_model_writes_into_again_is_stale_or_kept_as_it_was(grad):
+    class Buffered(nn.Module):
+        def forward(self, x, allowed):
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=allowed)
+
+    model, x = Buffered(), torch.randn(2, 2, 6, 4)
+    with grad(), watch(model) as seen:
+        allowed = torch.rand(6, 6).gt(0.4).logical_or_(torch.eye(6, dtype=torch.bool))
+        model(x, allowed.expand(2, 2, 6, 6))
+        model(x, allowed.expand(2, 2, 6, 6))
+        before = [view.dense().clone() for view in seen[""]]
+        allowed.fill_(True)
+        model(x, allowed.expand(2, 2, 6, 6))
+    first, second, last = seen[""]
+    if grad is torch.no_grad:
+        with pytest.raises(StaleViewError, match="mask allowed was changed in place since"):
+            first.dense()
+    else:
+        same(first.dense(), before[0])
+        same(second.dense(), before[1])
+        # The mask of the first two calls is kept once, and no repetition of it.
+        assert seen.kept_bytes == 3 * 2 * 2 * 6 * (2 * 4 + 1) * 4 + 2 * 6 * 6
+    same(last.dense(), (x @ x.mT / 2).softmax(-1))
+
+
+def test_a_mask_and_the_future_are_both_hidden():
+    allowed = torch.rand(7, 7) > 0.4
+    model, x = layers(1, attn_mask=allowed, is_causal=True), torch.randn(3, 7, 22)
+    expected = model(x)
+    with watch(model) as seen:
+        same(model(x), expected)
+    there = seen["0"][0].dense() > 0
+    assert torch.equal(there, (allowed & torch.ones(7, 7).tril().bool()).expand_as(there))
+
+
+def test_a_module_under_two_names_is_found_by_either():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = Torch()
+            self.again = self.first
+
+        def forward(self, x):
+            return self.again(self.first(x))
+
+    model, x = Twice(), torch.randn(1, 7, 22)
+    with watch(model, layers="again") as seen:
+        model(x)
+    assert list(seen) == ["first"]
+    assert "again" in seen
+    assert seen["again"] is seen["first"]
+    assert len(seen["again"]) == 2
+
+
+def test_a_copy_of_the_model_made_inside_the_block_is_free_of_it():
+    model, x = layers(), torch.randn(1, 7, 22)
+    with watch(model) as seen:
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        model(x)
+    for one in copies:
+        same(one(x), model(x))
+    assert len(seen["0"]) == 1
 
 
 def test_memory_stays_linear():
@@ -633,7 +700,8 @@ def test_a_model_without_attention():
         model(torch.randn(2, 3))
     assert len(seen) == 0
     with pytest.raises(
-        WatchError, match=r"what was watched ran, and nothing in it called F\.scaled_dot_product_attention"
+        WatchError,
+        match=r"what was watched ran, and none of the modules watched called F\.scaled_dot",
     ):
         seen["0"]
     with pytest.raises(WatchError, match="what was watched ran"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def require_choice(name: str, value: object, known: Sequence[str]) -> None:
 
 def require_count(name: str, value: object, *, least: int) -> None:
     """Raise ArgumentError unless the value is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"{name} must be an integer of at least {least}; it is {value!r}.")
 
 

@@ -26,11 +26,11 @@ def parse(index: Any, shape: tuple[int, ...]) -> tuple[Axis, ...]:
     """One `Axis` for each axis of the shape.
 
     The index may hold integers, slices, Ellipsis, and sequences, ranges, arrays or tensors of integers or of True and
-    False. Several of the latter are taken as the block of all their combinations (as with `numpy.ix_`).
+    False. Several of the latter are taken as the block of all their combinations, as those of `numpy.ix_` are.
 
     Errors: ArgumentError for too many indices, a position out of range, or an index of another kind.
     """
-    parts = list(index) if isinstance(index, tuple) else [index]
+    parts = _flat_mesh(list(index) if isinstance(index, tuple) else [index])
     ellipses = [place for place, part in enumerate(parts) if part is Ellipsis]
     if len(ellipses) > 1:
         raise ArgumentError("view[...]: an index may hold one Ellipsis at most.")
@@ -43,6 +43,33 @@ def parse(index: Any, shape: tuple[int, ...]) -> tuple[Axis, ...]:
     place = ellipses[0] if ellipses else len(parts)
     parts[place : place + len(ellipses)] = missing
     return tuple(_axis(part, size, axis) for axis, (part, size) in enumerate(zip(parts, shape, strict=True)))
+
+
+def parse_block(index: Any, shape: tuple[int, ...]) -> tuple[tuple[Axis, ...], list[int]]:
+    """The axes of a block, as `parse`, and its shape; the index may hold None as well, a new axis of size 1."""
+    parts = index if isinstance(index, tuple) else (index,)
+    kept = tuple(part for part in parts if part is not None)
+    axes = parse(kept, shape)
+    skipped = len(shape) - len(kept) + 1  # axes that Ellipsis stands for
+    sizes, axis = [], 0
+    for part in parts:
+        if part is None:
+            sizes.append(1)
+            continue
+        count = skipped if part is Ellipsis else 1
+        sizes += [one.size for one in axes[axis : axis + count] if one.stays]
+        axis += count
+    return axes, sizes + [one.size for one in axes[axis:] if one.stays]
+
+
+def _flat_mesh(parts: list[Any]) -> list[Any]:
+    """The parts; arrays of several axes as `numpy.ix_` makes them, each along an axis of its own, made flat."""
+    arrays = [place for place, part in enumerate(parts) if getattr(part, "ndim", 0) > 1]
+    for order, place in enumerate(arrays):
+        shape = tuple(parts[place].shape)
+        if len(shape) != len(arrays) or any(size != 1 for axis, size in enumerate(shape) if axis != order):
+            return parts
+    return [part.reshape(-1) if place in arrays else part for place, part in enumerate(parts)]
 
 
 def _axis(part: Any, size: int, axis: int) -> Axis:
@@ -77,7 +104,10 @@ def _places(part: Any, size: int, axis: int) -> Axis:
             f"view[...]: axis {axis} takes integers, slices, and sequences of integers; not {part!r} ({error})."
         ) from None
     if places.ndim != 1:
-        raise ArgumentError(f"view[...]: an index array has one axis; the one for axis {axis} has {places.ndim}.")
+        raise ArgumentError(
+            f"view[...]: an index array has one axis; the one for axis {axis} has {places.ndim}. Several of them are "
+            f"taken as all their combinations, as from numpy.ix_."
+        )
     if places.dtype is torch.bool:
         if places.numel() != size:
             raise ArgumentError(f"view[...]: axis {axis} has {size} positions; the bool index has {places.numel()}.")

@@ -14,6 +14,7 @@ from torch import nn
 from limelight.contract import require_choice
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Observation, check_observations
+from limelight.view.shared import Shared
 from limelight.watching.catch import Watcher, caught_by, tell_uncaught
 from limelight.watching.places import Place, chosen
 from limelight.watching.seen import Seen, Statistics, statistics
@@ -68,11 +69,13 @@ def watch(
     Arguments:
         model: any module that is not compiled or scripted.
         layers: pattern of module paths, or several: "encoder.layer.*" names these modules and all inside them, "*"
-            crossing dots. None: all.
+            crossing dots. None: all. A module that stands under several paths has the first of them as its key, and
+            may be asked for by any.
         observe: as in `look`: "received", "entropy", "distance", `top(k)`, `rows(places)`, `pooled(rows, columns)`,
             gathered at once. `rows` must be there in every call that is seen.
         keep: "views": an `AttentionView` per call, with its own copy of query and key and one number per row, so that
-            memory grows with T + S, and with mask and bias as the model made them; "stats": `Statistics`, only what
+            memory grows with T + S, and with mask and bias as the model made them (in `torch.inference_mode`, where
+            torch does not tell whether they were changed since, copies of them); "stats": `Statistics`, only what
             `observe` names.
         offload: "cpu" moves what is kept there.
 
@@ -94,10 +97,12 @@ def watch(
     if keep == "stats" and not wanted:
         raise ArgumentError("observe: keep='stats' keeps only what observe names, and it names nothing; keep='views'?")
     modules = dict(model.named_modules())
-    paths = chosen(model, modules, layers)
+    first = {id(module): path for path, module in modules.items()}
+    names = {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
+    paths = chosen(model, names, layers)
     _refuse_compiled(modules, paths)
     device = None if offload is None else torch.device(offload)
-    return _watching(Seen(_hint(model)), modules, paths, wanted, keep == "stats", device)
+    return _watching(Seen(_hint(model), names), modules, paths, wanted, keep == "stats", device)
 
 
 @contextmanager
@@ -109,11 +114,13 @@ def _watching(
     stats: bool,
     device: torch.device | None,
 ) -> Iterator[Seen[Any]]:
+    shared = Shared()
+
     def record(path: str, view: AttentionView, sole: bool) -> None:
         if stats:
             seen.add(path, statistics(view, observe, device, sole=sole))
         else:
-            seen.add(path, view.taken_over(device) if sole else view.copy(device))
+            seen.add(path, view.taken_over(device, shared, sole=sole))
 
     def miss(path: str, reason: str) -> None:
         seen.unseen.setdefault(path, reason)

@@ -64,18 +64,32 @@ BART = {
     "decoder_start_token_id": 1,
     "forced_eos_token_id": None,
 }
+LAST = "last_hidden_state"
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+FALCON = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4} | SPECIAL
+IMAGES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+IMAGES |= {"image_size": 24, "patch_size": 8}
+SAM = IMAGES | {"mlp_dim": 48, "output_channels": 16, "window_size": 2, "global_attn_indexes": [1], "use_rel_pos": True}
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model: class and configuration, and what it reads: "text", "pairs" (source and target), "image", "sound"."""
+    """A model: class and configuration, and what it reads: "text", "pairs" (source and target), "image", "sound".
+
+    `table`: it looks its attention up in a table of its own when it is made. `like`: the implementation whose results
+    it is to have. `folded`: its own weights have batch and heads as one axis.
+    """
 
     model: str
     config: str
     settings: dict[str, Any]
     reads: str = "text"
     generates: bool = False
+    table: bool = False
+    like: str = "eager"
+    folded: bool = False
+    output: str = "logits"
 
 
 CASES = {
@@ -143,6 +157,62 @@ CASES = {
         | {"suppress_tokens": None, "begin_suppress_tokens": None},
         reads="sound",
     ),
+    "beit": Case(
+        "BeitForImageClassification", "BeitConfig", IMAGES | {"use_relative_position_bias": True}, reads="image"
+    ),
+    "gptj": Case(
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4} | SPECIAL,
+        generates=True,
+        table=True,
+    ),
+    "gpt-neo": Case(
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {"vocab_size": 61, "max_position_embeddings": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+        | {"attention_types": [[["global", "local"], 1]], "window_size": 5}
+        | SPECIAL,
+        generates=True,
+        table=True,
+    ),
+    "falcon": Case(
+        "FalconForCausalLM",
+        "FalconConfig",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        generates=True,
+        table=True,
+    ),
+    "falcon, alibi": Case(
+        "FalconForCausalLM",
+        "FalconConfig",
+        FALCON | {"alibi": True, "multi_query": False},
+        generates=True,
+        table=True,
+        like="sdpa",  # "eager" adds the bias twice
+    ),
+    "bark": Case(
+        "BarkSemanticModel",
+        "BarkSemanticConfig",
+        {"input_vocab_size": 61, "output_vocab_size": 61, "block_size": 64, "hidden_size": 32, "num_layers": 2}
+        | {"num_heads": 4},
+        table=True,
+    ),
+    "git": Case(
+        "GitForCausalLM",
+        "GitConfig",
+        ENCODER | {"vision_config": IMAGES | {"image_size": 8, "patch_size": 4}} | SPECIAL,
+        table=True,
+    ),
+    "data2vec, images": Case(
+        "Data2VecVisionForImageClassification",
+        "Data2VecVisionConfig",
+        IMAGES | {"use_relative_position_bias": True},
+        reads="image",
+        table=True,
+    ),
+    "sam": Case("SamVisionModel", "SamVisionConfig", SAM, "image", table=True, folded=True, output=LAST),
+    "sam-hq": Case("SamHQVisionModel", "SamHQVisionConfig", SAM, "image", table=True, folded=True, output=LAST),
 }
 EVERY = [pytest.param(case, id=name) for name, case in CASES.items()]
 GENERATORS = [pytest.param(case, id=name) for name, case in CASES.items() if case.generates]
@@ -196,24 +266,27 @@ def test_the_logits_of_eager(case, side):
         pytest.skip("it has no padding")
     given, counts = inputs(case, side)
     with torch.no_grad():
-        expected = built(case, "eager")(**given).logits
-        model = built(case, "eager")
-        model.set_attn_implementation("limelight")
-        near(model(**given).logits[counts], expected[counts])
+        expected = built(case, case.like)(**given)[case.output]
+        if case.table:
+            model = built(case, "limelight")
+        else:
+            model = built(case, "eager")
+            model.set_attn_implementation("limelight")
+        near(model(**given)[case.output][counts], expected[counts])
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("case", GENERATORS)
 def test_the_tokens_of_eager(case, cache):
-    if cache == "static" and case.reads == "pairs":
-        pytest.skip("transformers makes it for decoders")
+    if cache == "static" and (case.reads == "pairs" or case.table):
+        pytest.skip("transformers makes it for decoders that attend through the interface")
     given, _ = inputs(case, "left" if case.reads == "text" else "right")
     given.pop("decoder_input_ids", None)
     options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "disable_compile": True}
     options |= {"output_logits": True, "return_dict_in_generate": True}
     if cache == "static":
         options["cache_implementation"] = "static"
-    found = [built(case, one).generate(**given, **options) for one in ("eager", "limelight")]
+    found = [built(case, one).generate(**given, **options) for one in (case.like, "limelight")]
     assert torch.equal(*(one.sequences for one in found))
     expected, logits = (torch.stack(one.logits) for one in found)
     assert expected.shape == (9, 3, 61)
@@ -222,6 +295,8 @@ def test_the_tokens_of_eager(case, cache):
 
 @pytest.mark.parametrize("case", EVERY)
 def test_views_where_the_attentions_are(case):
+    if case.like != "eager":
+        pytest.skip("its weights are those of another implementation than eager")
     given, counts = inputs(case, "right")
     with torch.no_grad():
         expected = built(case, "eager")(**given, output_attentions=True)
@@ -232,6 +307,7 @@ def test_views_where_the_attentions_are(case):
         assert len(found[name]) == len(expected[name])
         for view, weights in zip(found[name], expected[name], strict=True):
             assert isinstance(view, limelight.AttentionView)
+            weights = weights.unflatten(0, (-1, 4)) if case.folded else weights
             assert view.shape == weights.shape
             # What a row of padding attends to, eager leaves to chance.
             known = weights.sum(-1) > 0 if weights.shape[-2] != 13 or case.reads != "text" else counts[:, None]

@@ -131,6 +131,9 @@ def test_operands_that_do_not_fit():
         view @ torch.ones(7, device="meta")
     with pytest.raises(ArgumentError, match=r"there; x has 3"):
         view.received(torch.ones(3))
+    with pytest.raises(ArgumentError, match=r"weights must be a tensor or an array of numbers; it is str"):
+        view.received("x")
+    torch.testing.assert_close(view.received(2.0), 2 * view.received())
 
 
 def test_numpy_and_torch_take_a_view_as_an_array():

@@ -33,6 +33,14 @@ def test_a_notebook_shows_the_mean_map_in_grey():
     np.testing.assert_allclose(_image(html), want, atol=0.5 / 255 + 1e-6)
 
 
+def test_a_stale_one_says_so():
+    query, key, value = (one.detach().float() for one in tensors(Sizes()))
+    _, view = limelight.look(query, key, value)
+    query.zero_()
+    assert "AttentionView(" in view._repr_html_()
+    assert "query was changed in place since" in view._repr_html_()
+
+
 def test_of_a_long_one_its_end(monkeypatch):
     asked = []
 

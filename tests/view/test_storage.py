@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import struct
 
@@ -159,8 +160,6 @@ def test_damaged_and_foreign_files(tmp_path):
     path = tmp_path / "one"
     with pytest.raises(ViewFileError, match="one is missing"):
         AttentionView.open(path)
-    with pytest.raises(ViewFileError, match="cannot be read"):
-        AttentionView.open(tmp_path)
     _view(mask=limelight.lengths(torch.tensor([13, 5]))).save(path)
     good = path.read_bytes()
     for size in (0, 5, 100, len(good) - 1):
@@ -221,6 +220,10 @@ def test_changed_files(tmp_path):
         lambda facts, parts: facts.update(lead=[3]),
         lambda facts, parts: facts.update(lead="x"),
         lambda facts, parts: facts.update(lead=[math.inf]),
+        lambda facts, parts: facts.update(lead=[-1, -2]),
+        lambda facts, parts: facts.update(lead=[1] * 300 + [2]),
+        lambda facts, parts: parts.update(bias=torch.zeros(2, 3, 11, 13, dtype=torch.int64)),
+        lambda facts, parts: parts.update(query=torch.zeros(2, 3, 11, 0), key=torch.zeros(2, 3, 13, 0)),
         lambda facts, parts: facts["more"].update(sink=[]),
         lambda facts, parts: facts.update(mask={"kind": "not", "inner": None}),
         lambda facts, parts: facts.update(score={"kind": "system"}),
@@ -230,7 +233,12 @@ def test_changed_files(tmp_path):
         lambda facts, parts: facts.update(mask={"kind": "window", "before": -1, "after": 0}),
         lambda facts, parts: parts.update({"answer.entropy": torch.zeros(3)}),
         lambda facts, parts: parts.update({"answer.received": torch.zeros(2, 3, 11)}),
+        lambda facts, parts: parts.update({"answer.received": torch.zeros(2, 3, 13, dtype=torch.int8)}),
+        lambda facts, parts: parts.update({"answer.other": torch.zeros(2, 3, 11)}),
         lambda facts, parts: parts.update({"answer.top.indices": torch.zeros(2, 3, 11, 2)}),
+        lambda facts, parts: parts.update(
+            {"answer.top.indices": torch.zeros(2, 3, 11, 2), "answer.top.weights": torch.zeros(2, 3, 11, 2)}
+        ),
         lambda facts, parts: parts.update({"answer.map mean 2 5": torch.zeros(2, 3, 2, 4)}),
         lambda facts, parts: parts.update({"answer.map mean 12 5": torch.zeros(2, 3, 12, 5)}),
         lambda facts, parts: parts.update({"answer.map": torch.zeros(2, 3, 2, 4)}),
@@ -246,6 +254,18 @@ def test_parts_that_do_not_fit_are_told_though_sealed(tmp_path, change):
     _resealed(path, change)
     with pytest.raises(ViewFileError, match="one: its parts do not fit one another"):
         AttentionView.open(path)
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ViewFileError, match="is no file"):
+            AttentionView.open(path)
+
+
+def test_a_device_may_be_one_of_torchs(tmp_path):
+    _view().save(tmp_path / "one")
+    assert AttentionView.open(tmp_path / "one", device=torch.device("cpu")).device == torch.device("cpu")
 
 
 def test_a_device_that_is_not_there(tmp_path):

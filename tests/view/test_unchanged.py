@@ -39,7 +39,7 @@ def test_a_changed_tensor_is_named(name):
     (view.lse if name == "lse" else parts[name])[..., :1].zero_()
     for question in QUESTIONS:
         for one in (view, kept):
-            with pytest.raises(StaleViewError, match=f"given to look, and {name} was changed in place since"):
+            with pytest.raises(StaleViewError, match=f"tensors of its call, and {name} was changed in place since"):
                 question(one)
     # What was observed is known, and what a view is can be told.
     assert torch.equal(view.entropy(), before)

@@ -91,6 +91,38 @@ def test_an_index_array_of_one_position_keeps_its_axis():
     assert torch.equal(view[..., torch.tensor(3), :], view.dense()[..., 3, :])
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        None,
+        (0, None),
+        (..., None),
+        (None, slice(1), ..., [2, 3], None),
+        (slice(1), None, ..., None, 0, 3),
+        (None, None),
+    ],
+)
+def test_none_is_a_new_axis(index):
+    _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
+    assert np.array_equal(view[index], view.dense().numpy()[index])
+    assert np.array_equal(view.mean()[index], view.mean().dense().numpy()[index])
+
+
+def test_a_mesh_of_numpy_is_the_block_of_all_combinations():
+    _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
+    mesh = np.ix_([1, 0], [2], [4, 0, 1], [6, 3])
+    assert np.array_equal(view[mesh], view.dense().numpy()[mesh])
+    assert np.array_equal(view[(..., *np.ix_([4, 0], [6, 3]))], view.dense().numpy()[..., [[4], [0]], [[6, 3]]])
+    with pytest.raises(ArgumentError, match=r"as from numpy\.ix_"):
+        view[..., np.array([[1, 2], [3, 4]]), :]
+
+
+def test_numpys_integers_are_counts():
+    _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
+    assert torch.equal(view.top(np.int64(3)).indices, view.top(3).indices)
+    assert torch.equal(view.map(np.int32(2), np.int64(3)), view.map(2, 3))
+
+
 def test_steps_may_run_backwards():
     _, view = limelight.look(*(x.detach() for x in tensors(Sizes())))
     assert torch.equal(view[..., ::-2, :], view.dense()[..., [4, 2, 0], :])
@@ -260,7 +292,7 @@ def test_a_view_shows_its_size_not_its_numbers():
         (2, r"axis 0 has positions \[0, 2\); 2 is out of range"),
         ((0, 0, [5]), r"axis 2 has positions \[0, 5\); 5 is out of range"),
         ((0, 0, [-6]), r"-6 is out of range"),
-        (None, r"not None"),
+        (True, r"not True"),
         ("a", r"not 'a'"),
         ((0, 0, 0, 1.5), r"not 1.5"),
         ((0, 0, 0, [0.5]), r"holds integers; the one for axis 3 is torch.float32"),
@@ -288,6 +320,8 @@ def test_other_mistakes():
             view.top(k)
         with pytest.raises(ArgumentError, match="k must be an integer of at least 1"):
             limelight.top(k)
+    with pytest.raises(ArgumentError, match=r"heads must be one or several of the 3 heads, from 0 to 2; it is 5"):
+        view.mean(5)
     with pytest.raises(ArgumentError, match=r"known are 'received', 'entropy', 'distance' and top\(k\).*not 'weights'"):
         limelight.look(query, key, value, observe=("weights",))
     with pytest.raises(ArgumentError, match="not 3"):

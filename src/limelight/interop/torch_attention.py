@@ -48,7 +48,8 @@ def meaning(
     """The same call in our words. The arguments are those of torch's function, which has accepted or will check them.
 
     - bool `attn_mask`: True may attend, as `dense`; float `attn_mask`: added to the scores, as `bias`;
-    - `is_causal`: sequences lined up at their starts, as `causal("start")`; a `CausalBias` says which end itself;
+    - `is_causal`: sequences lined up at their starts, as `causal("start")`, besides `attn_mask` if both are given; a
+      `CausalBias` says which end itself;
     - leading axes and, without `enable_gqa`, heads broadcast; two axes mean one head;
     - a query that may attend to nothing gives 0 in both.
     """
@@ -61,7 +62,7 @@ def meaning(
     elif attn_mask is not None:
         bias = narrowed(attn_mask)
     if is_causal:
-        mask = causal("start")
+        mask = causal("start") if mask is None else mask & causal("start")
     return Meaning(query, key, value, dot(scale), mask, bias, dropout_p)
 
 

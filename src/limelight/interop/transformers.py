@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limelight.attend import attend, look
 from limelight.errors import ArgumentError
+from limelight.interop.class_tables import fill_tables
 from limelight.interop.described_mask import DescribedMask
 from limelight.interop.mask_functions import described
 from limelight.interop.position_bias import PositionBias, described_in
@@ -22,6 +23,9 @@ NAME = "limelight"
 
 _UNKNOWN = ("cache", "indices", "block_indices")
 """Arguments that change what is attended to in a way that we have no words for."""
+
+_ADDING = frozenset({"beit"})
+"""Models that add a bias to the mask, and none where there is no mask."""
 
 
 def register() -> None:
@@ -42,6 +46,7 @@ def register() -> None:
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
+    fill_tables(NAME, attention)
 
 
 def mask(
@@ -56,9 +61,12 @@ def mask(
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     config: Any = None,
+    allow_is_bidirectional_skip: bool = False,
     **_: Any,
-) -> DescribedMask:
+) -> DescribedMask | None:
     """The mask function: [batch_size, 1, q_length, kv_length] as a description, which costs no more than its padding.
+
+    None where nothing is hidden, for a model that adds a bias of its own to a mask, if there is one.
 
     Arguments: as transformers passes them; query i stands at place i + q_offset, key j at j + kv_offset, and
     `attention_mask` [batch_size, places] says which places are no padding. A model asks before its layers run, so that
@@ -72,6 +80,8 @@ def mask(
         # A static cache has more places than the mask knows of; they are empty.
         padding = torch.nn.functional.pad(padding, (0, kv_length - padding.shape[1]))
     said = described(mask_function, offsets, padding, use_vmap)
+    if said is None and allow_is_bidirectional_skip and getattr(config, "model_type", None) in _ADDING:
+        return None
     return DescribedMask.of(said, (batch_size, 1, q_length, kv_length), torch.device(device))
 
 
@@ -88,13 +98,14 @@ def attention(
     s_aux: Tensor | None = None,
     position_bias: Tensor | PositionBias | None = None,
     output_attentions: bool | None = False,
+    also: Mask | None = None,
     **others: Any,
 ) -> tuple[Tensor, AttentionView | None]:
     """The attention function: query [B, H, T, D], key and value [B, G, S, .] -> ([B, T, H, E], view or None).
 
     `scaling` None: 1/sqrt(D). `s_aux` [H]: sinks. `position_bias` is added to the scores: a tensor, or a description of
-    ours. A mask that is no description
-    of ours is a bool tensor, True may attend, or a float tensor, which is added. `sliding_window` is in the mask.
+    ours. A mask that is no description of ours is a bool tensor, True may attend, or a float tensor, which is added.
+    `also`: a mask of ours besides. `sliding_window` is in the mask.
 
     Errors: ArgumentError for an argument that would change what is attended to and that we cannot do.
     """
@@ -107,6 +118,8 @@ def attention(
     allowed, added = _said(attention_mask, (query.shape[0], 1, query.shape[2], key.shape[2]))
     if attention_mask is None and is_causal and query.shape[2] > 1:
         allowed = causal("start")
+    if also is not None:
+        allowed = also if allowed is None else allowed & also
     bias = _together(position_bias, added, query.shape[2], key.shape[2])
     options: dict[str, Any] = {"score": dot(scaling, softcap), "mask": allowed, "bias": bias, "dropout": dropout}
     sink = others.get("sinks") if s_aux is None else s_aux

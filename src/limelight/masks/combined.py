@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from limelight.contract import exporting
@@ -20,9 +20,9 @@ class All(Mask):
     first: Mask
     second: Mask
 
-    def moved(self, device: torch.device) -> Mask:
-        """Both parts on that device."""
-        return All(self.first.moved(device), self.second.moved(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """Both parts with other tensors."""
+        return All(self.first.mapped(change), self.second.mapped(change))
 
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that allows the whole block is not built."""
@@ -70,9 +70,9 @@ class Any(Mask):
     first: Mask
     second: Mask
 
-    def moved(self, device: torch.device) -> Mask:
-        """Both parts on that device."""
-        return Any(self.first.moved(device), self.second.moved(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """Both parts with other tensors."""
+        return Any(self.first.mapped(change), self.second.mapped(change))
 
     def tile(self, block: Block) -> Tensor:
         """Bool; a part that rules the whole block out is not built."""
@@ -112,9 +112,9 @@ class Not(Mask):
 
     inner: Mask
 
-    def moved(self, device: torch.device) -> Mask:
-        """The inner mask on that device."""
-        return Not(self.inner.moved(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """The inner mask with other tensors."""
+        return Not(self.inner.mapped(change))
 
     def tile(self, block: Block) -> Tensor:
         """Bool."""

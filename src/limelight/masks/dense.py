@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +45,9 @@ class Dense(Mask):
         """The tensor, its leading axes folded."""
         return Form(dense=fold_lead(self.allowed, whole.lead, 3).to(whole.device))
 
-    def moved(self, device: torch.device) -> Mask:
-        """The tensor on that device."""
-        return Dense(self.allowed.to(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """With another tensor."""
+        return Dense(change(self.allowed))
 
 
 def dense(allowed: Tensor) -> Mask:

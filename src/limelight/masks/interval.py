@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,9 +69,9 @@ class Interval(Mask):
         """False: each query has its own keys."""
         return False
 
-    def moved(self, device: torch.device) -> Mask:
-        """The bounds on that device."""
-        return Interval(self.first.to(device), self.last.to(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """With other bounds."""
+        return Interval(change(self.first), change(self.last))
 
     def form(self, whole: Block) -> Form:
         """The run of keys of each query, [S, 0) where it has none."""

@@ -54,8 +54,8 @@ class Mask(ABC):
         """The mask as compiled kernels take it, for a call whose whole matrix that is; None if it has no such form."""
         return None
 
-    def moved(self, device: torch.device) -> Mask:
-        """The same mask with its tensors on that device."""
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """The same mask with other tensors in the place of its own, such as copies, or those on another device."""
         return self
 
     def __and__(self, other: Mask) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -71,9 +72,9 @@ class Segments(Mask):
         """False: each query has its own keys."""
         return False
 
-    def moved(self, device: torch.device) -> Mask:
-        """The ids on that device."""
-        return Segments(self.query_ids.to(device), self.key_ids.to(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Mask:
+        """With other ids."""
+        return Segments(change(self.query_ids), change(self.key_ids))
 
     def form(self, whole: Block) -> Form | None:
         """The run of keys of each query; None where an id's keys lie apart, which under a compiler is an error."""

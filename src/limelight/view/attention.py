@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any
 
@@ -16,7 +16,15 @@ from limelight.backends.pooling import pooled
 from limelight.backends.protocol import Call, Gathered
 from limelight.contract import exporting, require_choice, require_count
 from limelight.errors import ArgumentError
-from limelight.indexing import Axis, as_places, as_region, folded, folded_places, parse
+from limelight.indexing import (
+    Axis,
+    as_places,
+    as_region,
+    folded,
+    folded_places,
+    parse,
+    parse_block,
+)
 from limelight.view import operator, storage
 from limelight.view.array import VirtualArray
 from limelight.view.kept import Kept, bytes_of
@@ -24,6 +32,7 @@ from limelight.view.links import pharaoh
 from limelight.view.mean import MeanView
 from limelight.view.observations import Links, Observation, as_integers, places_in
 from limelight.view.picture import html
+from limelight.view.shared import Shared
 from limelight.view.sizes import DENSE_LIMIT, dense_bytes, guard, in_units
 
 
@@ -108,8 +117,8 @@ class AttentionView(VirtualArray):
     def __getitem__(self, index: Any) -> Tensor:
         """That block of weights.
 
-        Integers, slices and Ellipsis as in NumPy; index arrays (sequences, ranges, tensors, bool masks) are allowed on
-        every axis, and several of them mean the block of all combinations, as with `numpy.ix_`.
+        Integers, slices, Ellipsis and None as in NumPy; index arrays (sequences, ranges, tensors, bool masks) are
+        allowed on every axis, and several of them mean the block of all combinations, as with `numpy.ix_`.
 
         Errors: ArgumentError for an index that does not fit; DenseSizeError if the block is above 1 GiB.
 
@@ -117,10 +126,10 @@ class AttentionView(VirtualArray):
         """
         if exporting() and self._kept.weights is not None:
             return self.dense()[index]  # the indexing of torch: an axis has a name for a size
-        axes = parse(index, self.shape)
+        axes, shape = parse_block(index, self.shape)
         counts = tuple(axis.size for axis in axes)
         guard(counts, self.dtype, DENSE_LIMIT)
-        return self._block(axes, counts).reshape([axis.size for axis in axes if axis.stays])
+        return self._block(axes, counts).reshape(shape)
 
     def dense(self, *, limit: int | None = DENSE_LIMIT) -> Tensor:
         """The whole matrix, [..., H, T, S].
@@ -291,14 +300,19 @@ class AttentionView(VirtualArray):
         Arguments:
             device: where the copy lies; None: where the view lies.
 
-        Mask, bias and sink, which several calls may share, are copied only to another device, and the weights of a
-        small matrix not at all: what the copy has of its own grows with T + S.
+        Mask, bias and sink, which several calls may share, are copied only to another device, or where they were made
+        in inference mode, and the weights of a small matrix not at all: what the copy has of its own grows with T + S.
         """
-        return AttentionView(self._kept.copied(None if device is None else torch.device(device)))
+        return AttentionView(self._kept.copied(None if device is None else torch.device(device), Shared()))
 
-    def taken_over(self, device: torch.device | None) -> AttentionView:
-        """As `copy`, for one who alone has this view: the answers are not copied."""
-        return AttentionView(self._kept.copied(device, sole=True))
+    def taken_over(
+        self, device: torch.device | None, share: Callable[[Tensor], Tensor], *, sole: bool
+    ) -> AttentionView:
+        """As `copy`, for one who keeps many, whose masks, biases and sinks made in inference mode `share` copies.
+
+        `sole`: nobody else has this view, and its answers are not copied.
+        """
+        return AttentionView(self._kept.copied(device, share, sole=sole))
 
     @property
     def kept_bytes(self) -> int:
@@ -322,7 +336,9 @@ class AttentionView(VirtualArray):
         storage.save(path, self._kept.call, self._kept.threshold, self._kept.answers)
 
     @classmethod
-    def open(cls, path: str | PathLike[str], *, device: str = "cpu", verify: bool = False) -> AttentionView:
+    def open(
+        cls, path: str | PathLike[str], *, device: str | torch.device = "cpu", verify: bool = False
+    ) -> AttentionView:
         """The view that `save` wrote, memory-mapped: it opens at once, and blocks are computed as they are asked for.
 
         Arguments:
@@ -335,7 +351,7 @@ class AttentionView(VirtualArray):
         Errors: ViewFileError for a file that is missing, truncated, foreign or changed; ArgumentError for a device that
         is not there. Nothing is ever unpickled.
         """
-        call, threshold, answers = storage.load(path, device, verify)
+        call, threshold, answers = storage.load(path, str(device), verify)
         return cls(Kept(call, threshold, answers=answers))
 
     def gather(self, observe: Sequence[Observation], seen: Gathered | None = None) -> None:

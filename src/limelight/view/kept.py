@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -183,12 +183,13 @@ class Kept:
         call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
         return Kept(call, self.threshold.detach(), self.weights, self.answers)
 
-    def copied(self, device: torch.device | None, *, sole: bool = False) -> Kept:
+    def copied(self, device: torch.device | None, share: Callable[[Tensor], Tensor], *, sole: bool = False) -> Kept:
         """Tensors of its own, without a graph; mask, bias and sink are shared unless the device is another one.
 
         Without the weights of a small matrix: what a copy has of its own grows with T + S. `sole`: nobody else has this
         one, so the answers, which the pass made for it, are taken over as they are. The threshold is not: the backward
-        pass may need it.
+        pass may need it. `share` copies a mask, a bias or a sink made in inference mode: of these nothing tells that
+        they were changed.
         """
 
         def own(tensor: Tensor) -> Tensor:
@@ -199,16 +200,18 @@ class Kept:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.detach() if device is None else tensor.detach().to(device)
 
-        def shared(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else moved(tensor)
+        def shared(tensor: Tensor) -> Tensor:
+            there = moved(tensor)
+            return share(there) if there.is_inference() and there.data_ptr() == tensor.data_ptr() else there
 
         call = self.call
         query, key, value, *others = call.tensors()[:OWN_TENSORS]
         assert query is not None
         assert key is not None
         assert value is not None
-        mask = call.mask if call.mask is None or device is None else call.mask.moved(device)
-        call = call.with_tensors(own(query), own(key), own(value), *map(shared, others)).changed(mask=mask)
+        mask = None if call.mask is None else call.mask.mapped(shared)
+        others = [None if one is None else shared(one) for one in others]
+        call = call.with_tensors(own(query), own(key), own(value), *others).changed(mask=mask)
         if call.score.parameters:
             call = call.with_parameters(tuple(own(one) for one in call.score.parameters))
         answers = {name: through(have, moved if sole else own) for name, have in self.answers.items()}

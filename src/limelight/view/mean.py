@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limelight.errors import ArgumentError
-from limelight.indexing import parse
+from limelight.indexing import parse, parse_block
 from limelight.masks.block import positions
 from limelight.view.array import VirtualArray
 from limelight.view.operator import as_operand
@@ -30,7 +30,13 @@ class MeanView(VirtualArray):
 
     def __init__(self, view: AttentionView, heads: int | Sequence[int] | None) -> None:
         chosen = slice(None) if heads is None else [heads] if isinstance(heads, int) else heads
-        (axis,) = parse((chosen,), view.shape[-3:-2])
+        try:
+            (axis,) = parse((chosen,), view.shape[-3:-2])
+        except ArgumentError:
+            count = view.shape[-3]
+            raise ArgumentError(
+                f"heads must be one or several of the {count} heads, from 0 to {count - 1}; it is {heads!r}. None: all."
+            ) from None
         if not axis.size:
             raise ArgumentError(f"mean(heads): heads must name one head at least; it is {heads!r}. None: all of them.")
         self._view = view
@@ -64,10 +70,9 @@ class MeanView(VirtualArray):
 
         Errors: ArgumentError for an index that does not fit; DenseSizeError if the block is above 1 GiB.
         """
-        axes = parse(index, self.shape)
-        counts = [axis.size for axis in axes]
-        guard(counts, self.dtype, DENSE_LIMIT)
-        return self._mean(tuple(axis.selector for axis in axes)).reshape([axis.size for axis in axes if axis.stays])
+        axes, shape = parse_block(index, self.shape)
+        guard([axis.size for axis in axes], self.dtype, DENSE_LIMIT)
+        return self._mean(tuple(axis.selector for axis in axes)).reshape(shape)
 
     def dense(self, *, limit: int | None = DENSE_LIMIT) -> Tensor:
         """The whole mean, [..., T, S].

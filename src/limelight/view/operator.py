@@ -48,8 +48,8 @@ def received(call: Call, threshold: Tensor, lead: tuple[int, ...], weights: Any)
 
     Without gradients by a pass of a backend that observes on the way, where one can; else as `left`.
     """
-    rows = as_operand(weights, call.dtype(), threshold.device)
-    if rows.shape[-1] == 1:
+    rows = as_operand(weights, call.dtype(), threshold.device, "weights", least=0)
+    if not rows.ndim or rows.shape[-1] == 1:
         rows = rows.expand(*rows.shape[:-1], call.query.shape[2])
     if not (torch.is_grad_enabled() and (threshold.requires_grad or rows.requires_grad)):
         seen = _received_on_the_way(call, (*lead, call.query.shape[2]), rows.detach())
@@ -70,19 +70,27 @@ def _received_on_the_way(call: Call, full: tuple[int, ...], rows: Tensor) -> Ten
     return observed(call, Gather(received=True, row_weight=wide)).received
 
 
-def as_operand(x: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor, an array or numbers as a tensor of the dtype and device of the weights.
+def as_operand(x: Any, dtype: torch.dtype, device: torch.device, name: str = "x", *, least: int = 1) -> Tensor:
+    """A tensor, an array or numbers as a tensor of the dtype and device of the weights, with `least` axes at least.
 
-    Errors: ArgumentError for what is no number, for a scalar, and for a tensor on another device.
+    Errors: ArgumentError, with the `name` of the argument, for what is no number, for fewer axes, and for a tensor on
+    another device.
     """
     try:
         tensor = torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentError(f"x must be a tensor or an array of numbers; it is {type(x).__name__} ({error}).") from None
-    if tensor.ndim == 0 or tensor.is_complex():
-        raise ArgumentError(f"x must have one axis at least and real numbers; it is {tensor.dtype} {[*tensor.shape]}.")
+        raise ArgumentError(
+            f"{name} must be a tensor or an array of numbers; it is {type(x).__name__} ({error})."
+        ) from None
+    if tensor.ndim < least or tensor.is_complex():
+        raise ArgumentError(
+            f"{name} must have {'one axis at least and ' if least else ''}real numbers; it is {tensor.dtype} "
+            f"{[*tensor.shape]}."
+        )
     if isinstance(x, Tensor) and x.device != device:
-        raise ArgumentError(f"x must be on the device of the view, {device}; it is on {x.device}. Use x.to(...).")
+        raise ArgumentError(
+            f"{name} must be on the device of the view, {device}; it is on {x.device}. Use {name}.to(...)."
+        )
     return tensor.to(dtype=dtype, device=device)
 
 

@@ -98,8 +98,8 @@ class Versions:
         for name, tensor, version in self._noted:
             if tensor._version != version:
                 raise StaleViewError(
-                    f"This view computes from the tensors given to look, and {name} was changed in place since. Ask "
-                    f"the view before you change it, name what you want in look(observe=...), or give look a clone."
+                    f"This view computes from the tensors of its call, and {name} was changed in place since. Ask the "
+                    f"view before that, name what you want in observe=(...), or let the call have a clone of {name}."
                 )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from limelight.backends.pooling import pooled
+from limelight.errors import StaleViewError
 
 if TYPE_CHECKING:
     from limelight.view.attention import AttentionView
@@ -34,7 +35,10 @@ def html(view: AttentionView) -> str:
     side = max(1, math.isqrt(PAIRS // heads))
     rows, columns = min(queries, max(side, PAIRS // heads // keys)), min(keys, max(side, PAIRS // heads // queries))
     region = slice(queries - rows, queries), slice(keys - columns, keys)
-    call = view.sound_call()
+    try:
+        call = view.sound_call()
+    except StaleViewError as error:
+        return f"{text}<div>{escape(str(error))}</div>"
     block = call.block(slice(0, 1), *region)
     cells = min(CELLS, rows), min(CELLS, columns)
     picture = pooled(call, view.folded_threshold(), block, *cells, "mean")[0].mean(0)

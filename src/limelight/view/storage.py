@@ -34,6 +34,8 @@ from limelight.weights import read_tensors, write_tensors
 
 FORMAT = "limelight-view/1"
 WAY_OUT = "save the view again"
+_MOST_LEAD = 32
+"""Leading axes, at most; a tensor has 64 axes."""
 
 
 def save(path: str | PathLike[str], call: Call, threshold: Tensor, answers: dict[str, Answer]) -> None:
@@ -62,6 +64,8 @@ def save(path: str | PathLike[str], call: Call, threshold: Tensor, answers: dict
 def load(path: str | PathLike[str], device: str, verify: bool) -> tuple[Call, Tensor, dict[str, Answer]]:
     """See `AttentionView.open`: the call, lse and the answers that were saved with it."""
     path, place = Path(path), find_device(device)
+    if path.exists() and not path.is_file():
+        raise ViewFileError(f"{path} is no file; give the path of a file that view.save wrote.")
     try:
         if verify:
             read_tensors(path, WAY_OUT)
@@ -109,7 +113,9 @@ def _fit(tensor: Tensor | None, full: tuple[int, ...]) -> bool:
 def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, dict[str, Answer]]:
     """The call of these parts, each held against the others."""
     query, key, lse, bias = tensors["query"], tensors["key"], tensors["lse"], tensors.get("bias")
-    lead = tuple(int(size) for size in facts["lead"])
+    lead = tuple(facts["lead"])
+    if len(lead) > _MOST_LEAD or any(type(size) is not int or size < 0 for size in lead):
+        raise ValueError("the leading axes")
     more: dict[str, Any] = {
         name: tensors[f"call.{name}"] if one == "tensor" else one[0] for name, one in facts["more"].items()
     }
@@ -120,6 +126,7 @@ def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, di
     normalizer = read_normalizer(facts.get("normalizer", {"kind": "softmax"}), tensors)
     fits = (
         n == key.shape[0] == math.prod(lead)
+        and query.shape[-1] > 0
         and (groups == heads or (groups and heads % groups == 0))
         and query.dtype is key.dtype
         and query.dtype in float_dtypes
@@ -127,7 +134,7 @@ def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, di
         and lse.shape == full[:3]
         and _fit(more.get("sink"), full[:2])
         and _fit(more.get("distances"), (heads, queries + keys - 1))
-        and (bias is None or _fit(bias, full))
+        and (bias is None or (bias.dtype in float_dtypes and _fit(bias, full)))
     )
     if not fits:
         raise ValueError("query, key, bias and lse")
@@ -141,7 +148,7 @@ def _rebuilt(facts: Facts, tensors: dict[str, Tensor]) -> tuple[Call, Tensor, di
     if mask is not None:
         mask.check(call.whole())
     found = {name.removeprefix("answer."): one for name, one in tensors.items() if name.startswith("answer.")}
-    return call, lse, _answers(found, (*lead, heads, queries, keys))
+    return call, lse, _answers(found, (*lead, heads, queries, keys), call.dtype())
 
 
 def _parts(answer: Answer) -> dict[str, Tensor]:
@@ -153,8 +160,12 @@ def _parts(answer: Answer) -> dict[str, Tensor]:
     return {".places": torch.tensor(answer.places, dtype=torch.int64), ".weights": answer.weights}
 
 
-def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Answer]:
-    """The answers again, each held against the shape [..., H, T, S] of the matrix."""
+def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Answer]:
+    """The answers again, each held against the shape [..., H, T, S] of the matrix and the dtype of its weights."""
+    integers = ("top.indices", "rows.places")
+    for name, one in tensors.items():
+        if one.dtype is not (torch.int64 if name in integers else dtype):
+            raise ValueError(f"the answer {name}")
     per_query, per_key = shape[:-1], (*shape[:-2], shape[-1])
     top = {name.removeprefix("top."): tensors.pop(name) for name in list(tensors) if name.startswith("top.")}
     rows = {name.removeprefix("rows."): tensors.pop(name) for name in list(tensors) if name.startswith("rows.")}
@@ -163,7 +174,8 @@ def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, An
         if kind == "map":
             fits = one.shape[:-2] == shape[:-2] and map_of(one.shape[-2:], shape, cells.split()[0])[1] == name
         else:
-            fits = one.shape == (per_key if name == "received" else per_query)
+            known = {"received": per_key, "entropy": per_query, "distance": per_query}
+            fits = one.shape == known.get(name)
         if not fits:
             raise ValueError(f"the answer {name}")
     answers: dict[str, Answer] = {**tensors}

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,16 +26,17 @@ _CALL = nn.Module._call_impl.__code__
 _PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.Identity, nn.Softmax})
 
 
-def chosen(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Sequence[str] | None) -> set[str]:
+def chosen(model: nn.Module, names: Mapping[str, str], layers: str | Sequence[str] | None) -> set[str]:
     """The paths of the modules that a pattern, or one of several, names: the module itself or one it lies in.
 
-    `*`, `?` and `[...]` as in file names; `*` also crosses dots. None: all.
+    `*`, `?` and `[...]` as in file names; `*` also crosses dots. None: all. `names`: every path -> the first one of its
+    module, which is the one that is meant by the result.
 
     Errors: WatchError, with near misses, for a pattern that names no module.
     """
-    paths = list(modules)
+    paths = list(names)
     if layers is None:
-        return set(paths)
+        return set(names.values())
     patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
     if not patterns or not all(isinstance(one, str) for one in patterns):
         raise ArgumentError(f"layers must be None, a pattern of module paths, or several; it is {layers!r}.")
@@ -47,7 +49,7 @@ def chosen(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Seq
                 f"layers: no module of this {type(model).__name__} matches {pattern!r}; near it: "
                 f"{', '.join(map(repr, near))}. `*` stands for anything, dots as well."
             )
-        found |= {path for path in paths if any(inside in named for inside in _around(path))}
+        found |= {names[path] for path in paths if any(inside in named for inside in _around(path))}
     return found
 
 
@@ -64,6 +66,20 @@ class Running:
     path: str
     attended: bool = False
     steps: Steps = field(default_factory=Steps)
+
+
+class _Hook:
+    """A hook of a module that stays with it: a copy of the module, or a pickled one, has a hook that does nothing."""
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> None:
+        if self._call is not None:
+            self._call(*arguments)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 class Place:
@@ -116,8 +132,8 @@ class Place:
             wanted = outermost(path) or (all_of_them and type(module) not in _PLAIN)
             # A scripted module takes no hooks; `watch` refuses those that attend.
             if wanted and not isinstance(module, torch.jit.ScriptModule):
-                self._hooks.append(module.register_forward_pre_hook(partial(begins, path)))
-                self._hooks.append(module.register_forward_hook(ends, always_call=True))
+                self._hooks.append(module.register_forward_pre_hook(_Hook(partial(begins, path))))
+                self._hooks.append(module.register_forward_hook(_Hook(ends), always_call=True))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -114,12 +114,15 @@ class Seen(Mapping[str, list[One]], Generic[One]):
     `unseen` maps the paths of modules that were found to attend in a way that cannot be watched to the reason. `ran`
     are the paths of those of the watched modules that lie in no other, if they were run inside the block.
 
+    A module that stands under several paths is asked for by any of them; the first is its key.
+
     Errors: WatchError, a KeyError, for a path without attention calls, and from iterating where there were none at all;
     it says what was seen instead.
     """
 
-    def __init__(self, hint: str = "") -> None:
+    def __init__(self, hint: str = "", names: Mapping[str, str] | None = None) -> None:
         self._calls: dict[str, list[One]] = {}
+        self._names: Mapping[str, str] = {} if names is None else names
         self.hint = hint
         self.unseen: dict[str, str] = {}
         self.ran: set[str] = set()
@@ -129,7 +132,7 @@ class Seen(Mapping[str, list[One]], Generic[One]):
         self._calls.setdefault(path, []).append(one)
 
     def __getitem__(self, path: str) -> list[One]:
-        have = self._calls.get(path)
+        have = self._calls.get(self._names.get(path, path))
         if have is None:
             raise WatchError(self._why_not(path))
         return have
@@ -143,7 +146,7 @@ class Seen(Mapping[str, list[One]], Generic[One]):
         return len(self._calls)
 
     def __contains__(self, path: object) -> bool:
-        return path in self._calls
+        return isinstance(path, str) and self._names.get(path, path) in self._calls
 
     @property
     def kept_bytes(self) -> int:
@@ -165,7 +168,7 @@ class Seen(Mapping[str, list[One]], Generic[One]):
                 "the block by the thread that entered it. Call the model inside the block."
             )
         return (
-            "No attention call was seen: what was watched ran, and nothing in it called "
+            "No attention call was seen: what was watched ran, and none of the modules watched called "
             f"F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend.{self.hint}"
         )
 
