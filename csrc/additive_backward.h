@@ -99,7 +99,7 @@ class BackwardPass {
     for (int64_t i = 0; i < shared_ * call_.T; i++) {
       const int64_t h = g_ * shared_ + i / call_.T, row = i % call_.T;
       const float* grad = whole_row(call_.grad_output, call_.type, n_, h, row, call_.E, room_);
-      const float* output = whole_row(call_.output, call_.type, n_, h, row, call_.E, room_ + vectors(call_.E) * W);
+      const float* output = whole_row(call_.output, Type::f32, n_, h, row, call_.E, room_ + vectors(call_.E) * W);
       vf sum{};
       for (int64_t e = 0; e < call_.E; e += W) {
         watch_.see(load(grad + e));

@@ -77,7 +77,7 @@ class ForwardPass {
     if (!all.empty()) score(start, all);
     for (int64_t r = 0; r < rows; r++) soften(r, start, all, received, pooled);
     if (!all.empty()) weigh(start, all);
-    for (int64_t r = 0; r < rows; r++) write_row(call_.output, call_.type, n, h, first + r, call_.E, sum_ + r * width_, 1.0f);
+    for (int64_t r = 0; r < rows; r++) write_output(call_, n, h, first + r, sum_ + r * width_, 1.0f);
   }
 
   bool clean() const { return watch_.clean(); }

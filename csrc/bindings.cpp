@@ -85,6 +85,7 @@ Forward forward_of(nb::tuple numbers) {
   call.output = from.tensor();
   call.lse = from.pointer<float>();
   call.rows = from.pointer<float>();
+  call.exact = from.pointer<float>();
   if (from.more()) read(from, call.seen);
   from.end();
   return call;

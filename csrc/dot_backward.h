@@ -121,7 +121,7 @@ class DotBackward {
 // delta of one head's queries, [T]; see the top.
 inline void row_sums(const Backward& call, int64_t n, int64_t h, float* delta, float* room) {
   for (int64_t i = 0; i < call.T; i++) {
-    const float* o = read_row(call.output, call.type, n, h, i, call.E, room);
+    const float* o = read_row(call.output, Type::f32, n, h, i, call.E, room);
     const float* g = read_row(call.grad_output, call.type, n, h, i, call.E, room + call.E);
     vf sum{};
     float rest = 0;

@@ -119,7 +119,7 @@ class DotDecode {
         const RowEnds ends =
             ends_of_rows({splat(all.m), splat(all.total), splat(all.spread), splat(all.away)}, sink_of(call_, n, h));
         write_ends(call_, n, h, i, 1, ends);
-        write_row(call_.output, call_.type, n, h, i, call_.E, sums, ends.by[0]);
+        write_output(call_, n, h, i, sums, ends.by[0]);
         if (scores_) look_back(unit, r, n, h, i, all.m, ends.by[0], strongest);
       }
     return watch.clean();

@@ -184,7 +184,7 @@ class DotForward {
     }
     for (int64_t r = 0; r < count_; r++) {
       const float by = state_.change[r];
-      write_row(call_.output, call_.type, n_, h_, first_ + r, call_.E, sum_ + r * width_, by);
+      write_output(call_, n_, h_, first_ + r, sum_ + r * width_, by);
       if (strongest_) strongest_.write(call_.seen, (n_ * call_.H + h_) * call_.T + first_ + r, r, state_.largest[r], by);
       if (call_.seen.chosen_count) weigh_chosen(r, by);
     }
@@ -217,7 +217,7 @@ class DotForward {
   void complete_rows(const float* then, float* factor) const {
     for (int64_t r = 0; r < count_; r += W) {
       const vf inverse = load(state_.change + r);
-      store(factor + r, inverse > 0.0f ? exp(load(then + r) - load(state_.largest + r)) * inverse : vf{});
+      store(factor + r, inverse == 0.0f ? vf{} : exp(load(then + r) - load(state_.largest + r)) * inverse);
     }
   }
 

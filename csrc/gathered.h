@@ -104,9 +104,9 @@ LL_INLINE float* chosen_row(const Forward& call, int64_t n, int64_t h, int64_t i
   return seen.chosen_weight + ((n * call.H + h) * seen.chosen_count + (at - seen.chosen)) * call.S;
 }
 
-// Scores become weights: e^(s - m), times `by`; 0 where that is 0, as in an empty row.
+// Scores become weights: e^(s - m), times `by`; 0 where that is 0, as in an empty row, and NaN where it is NaN.
 inline void weigh(float* s, int64_t count, float m, float by) {
-  if (!(by > 0)) return std::fill(s, s + count, 0.0f);
+  if (!(by > 0)) return std::fill(s, s + count, by);
   int64_t j = 0;
   for (; j + W <= count; j += W) store(s + j, exp(load(s + j) - m) * by);
   for (; j < count; j++) s[j] = exp_scalar(s[j] - m) * by;

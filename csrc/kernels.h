@@ -71,11 +71,12 @@ struct Forward : Call {
   Tensor output;          // [N, H, T, E]
   float* lse = nullptr;   // [N, H, T]
   float* rows = nullptr;  // [N, H, T, 2]: each row's largest score m and 1 / sum_j e^(s_j - m), 0 and 0 of an empty row
+  float* exact = nullptr;  // [N, H, T, E]: the output before it is rounded to bf16 or f16
   Observed seen;
 };
 
 struct Backward : Call {
-  Tensor output, grad_output;                   // output is read only for the row sums of output * grad_output
+  Tensor output, grad_output;                   // output, fp32, is read only for the row sums of output * grad_output
   const float *lse = nullptr, *rows = nullptr;  // as the forward pass left them
   const float* grad_lse = nullptr;              // [N, H, T] or null
   Tensor grad_query, grad_key, grad_value;

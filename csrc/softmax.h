@@ -192,6 +192,14 @@ inline void write_ends(const Forward& call, int64_t n, int64_t h, int64_t i, int
     call.rows[2 * (line + r)] = ends.m[r], call.rows[2 * (line + r) + 1] = ends.inverse[r];
 }
 
+// Row i of head h of the output: the sums over the values, times `by`.
+inline void write_output(const Forward& call, int64_t n, int64_t h, int64_t i, const float* sums, float by) {
+  write_row(call.output, call.type, n, h, i, call.E, sums, by);
+  if (!call.exact) return;
+  float* to = call.exact + ((n * call.H + h) * call.T + i) * call.E;
+  for (int64_t x = 0; x < call.E; x++) to[x] = sums[x] * by;
+}
+
 // The strongest links of each row so far: scores and keys, strongest first, of equal ones the lower key first.
 class Strongest {
  public:
@@ -235,10 +243,11 @@ class Strongest {
     const int32_t* keys = index_ + r * stride_;
     int64_t* index = seen.top_index + line * k_;
     float *weight = seen.top_weight + line * k_, some[W];
+    const vf none = splat(inverse != inverse ? inverse : 0.0f);  // of places without a link
     for (int32_t i = 0; i < k_; i++) index[i] = keys[i];
     for (int32_t i = 0; i < k_; i += W) {
       const vf s = load(scores + i), w = exp(s - m) * inverse;
-      store(some, s > -INF ? w : vf{});
+      store(some, s > -INF ? w : none);
       std::memcpy(weight + i, some, sizeof(float) * static_cast<size_t>(std::min(W, k_ - i)));
     }
   }

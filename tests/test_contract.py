@@ -37,6 +37,8 @@ Q, K, V = torch.zeros(2, 6, 5, 11), torch.zeros(2, 3, 7, 11), torch.zeros(2, 3, 
         (Q, K, V[:, :, :6], r"same number of positions S; key has 7 and value 6"),
         (Q[:, :4], K, V, r"G, must divide the heads of query, H; G is 3 and H is 4"),
         (Q, K[:, :0], V[:, :0], r"must divide.*G is 0 and H is 6"),
+        (Q[..., :1].expand(2, 6, 5, 2**50), K, V, r"query may have 2\^48 numbers at most.*1125899906842624\]"),
+        (Q, K, V[..., :1].expand(2, 3, 7, 2**55), r"value may have 2\^48 numbers at most"),
     ],
 )
 def test_inputs_that_do_not_fit(query, key, value, message):

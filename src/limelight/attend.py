@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -215,10 +216,10 @@ def _checked(
             bias.check(query)
         else:
             check_bias(bias, query, (*query.shape[:-1], key.shape[-2]))
-            dense_bias = fold_lead(bias, lead, 3)
+            dense_bias = fold_lead(bias.resolve_neg(), lead, 3)
     if sink is not None:
         check_sink(sink, query)
-        sink = fold_lead(sink, lead, 1)
+        sink = fold_lead(sink.resolve_neg(), lead, 1)
     normalizer = SOFTMAX if normalizer is None else normalizer
     if not isinstance(normalizer, Normalizer):
         raise ArgumentError(
@@ -231,7 +232,7 @@ def _checked(
         query, key, value = (one.reshape(size, *one.shape[-3:]) for one in (query, key, value))
     if dropout:
         check_dropout(dropout)
-        seed = _seed(seed)
+        dropout, seed = float(dropout), _seed(seed)
     seed = 0 if seed is None else seed
     call = Call(
         query, key, value, score, mask, dense_bias, dropout, seed, lead, wants_lse, sink=sink, normalizer=normalizer
@@ -256,6 +257,6 @@ def _seed(seed: int | None) -> Any:
     if seed is None:
         fresh = torch.randint(2**63 - 1, ())
         return fresh if torch.compiler.is_compiling() else int(fresh)  # a tensor stays in the compiled graph
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ArgumentError(f"seed must be an integer in [0, 2^63), or None to draw one; it is {seed!r}.")
-    return seed
+    return int(seed)

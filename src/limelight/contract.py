@@ -7,6 +7,7 @@ E width of value, N the leading axes folded into one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NoReturn
 
 import numpy as np
@@ -19,6 +20,8 @@ from limelight.errors import ArgumentError
 _is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
 
 float_dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+MOST_NUMBERS = 2**48
+"""Of a tensor: more than any memory holds; repeated by `expand`, sizes could leave 64 bits."""
 integer_dtypes = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
@@ -75,6 +78,9 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     """
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         _explain_inputs({"query": query, "key": key, "value": value})
+    if not torch.compiler.is_compiling() and (query.is_neg() or key.is_neg() or value.is_neg()):
+        # Parts of a conjugate: kernels read memory, where the sign is another one.
+        query, key, value = query.resolve_neg(), key.resolve_neg(), value.resolve_neg()
     if not query.dtype is key.dtype is value.dtype and torch.is_autocast_enabled(query.device.type):
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -91,6 +97,7 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
         and dtype in float_dtypes
         and device == key.device
         and device == value.device
+        and max(query.numel(), key.numel(), value.numel()) <= MOST_NUMBERS
     ):
         _explain_inputs({"query": query, "key": key, "value": value})
     return query, key, value
@@ -109,6 +116,11 @@ def _explain_inputs(inputs: dict[str, Tensor]) -> NoReturn:
         if tensor.dtype not in float_dtypes:
             raise ArgumentError(
                 f"{name} must be float16, bfloat16, float32 or float64; it is {tensor.dtype}. Use {name}.float()."
+            )
+        if tensor.numel() > MOST_NUMBERS:
+            raise ArgumentError(
+                f"{name} may have 2^48 numbers at most, repetitions made by expand included; its shape is "
+                f"{list(tensor.shape)}."
             )
     query, key, value = inputs["query"], inputs["key"], inputs["value"]
     for name, other in (("key", key), ("value", value)):
@@ -143,7 +155,7 @@ def _explain_inputs(inputs: dict[str, Tensor]) -> NoReturn:
 
 def check_dropout(dropout: float) -> None:
     """Raise ArgumentError unless dropout is a number in [0, 1)."""
-    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+    if not isinstance(dropout, Real) or not 0.0 <= dropout < 1.0:
         raise ArgumentError(
             f"dropout must be in [0, 1), the probability with which a weight is dropped; it is {dropout!r}. "
             f"Use 0.0 for none."

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
 
@@ -26,6 +28,13 @@ def has_numbers(tensor: Tensor) -> bool:
     kind = type(tensor)
     wraps = kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
     return not (wraps or _is_functorch_wrapped(tensor))
+
+
+def forward_mode(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether one of them carries a tangent, of `torch.autograd.forward_ad`."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(one is not None and forward_ad.unpack_dual(one).tangent is not None for one in tensors)
 
 
 def no_graph(tensor: Tensor) -> AbstractContextManager[Any]:

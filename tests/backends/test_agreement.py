@@ -12,6 +12,7 @@ from tests.support.inputs import SCORES, Sizes, blocks_of, call, score_case, ten
 from tests.support.masks import mask_cases
 from tests.support.oracle import answer
 from tests.support.tolerance import assert_near
+from torch.autograd import forward_ad
 
 import limelight
 from limelight.errors import BackendError
@@ -60,6 +61,72 @@ def _compare(sizes, score, mask, backend, budget, bias=None, dtype=torch.float64
 def test_every_score_agrees_with_the_oracle(name, backend, budget):
     sizes = Sizes()
     _compare(sizes, score_case(name, sizes), None, backend, budget)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("name", SCORES)
+def test_heads_side_by_side_change_nothing(name, backend):
+    sizes = Sizes()
+    score = score_case(name, sizes)
+    found = []
+    for order in (lambda one: one.contiguous(), lambda one: one.transpose(1, 2).contiguous().transpose(1, 2)):
+        leaves = [order(one.detach().float()).requires_grad_() for one in tensors(sizes)]
+        made = score.make(*(one.detach().float() for one in score.leaves))
+        output, view = limelight.look(*leaves, score=made, backend=backend)
+        grads = torch.autograd.grad(output.square().sum(), leaves)
+        found.append((output, view.dense(), view[:, 1:, ::2, [3, 0]], *grads))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("queries", [1, 9])
+@pytest.mark.parametrize("name", ["dot", "additive"])
+def test_values_without_columns(name, queries, backend):
+    sizes = Sizes(T=queries, E=0)
+    leaves, score = tensors(sizes, dtype=torch.float32), score_case(name, sizes)
+    output, view = limelight.look(*leaves, score=score.make(*(one.float() for one in score.leaves)), backend=backend)
+    assert output.shape == (2, 3, queries, 0)
+    other = limelight.look(leaves[0], leaves[1], leaves[1], score=score.make(*(one.float() for one in score.leaves)))
+    for one, want in zip(
+        torch.autograd.grad(output.sum() + view.lse.sum(), leaves[:2]),
+        torch.autograd.grad(other[1].lse.sum(), leaves[:2]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_what_torch_negates_lazily_has_its_sign(backend):
+    def lazily(*shape):
+        return torch.complex(torch.zeros(shape), torch.randn(shape)).conj().imag
+
+    given = [lazily(1, 1, 4, 8), lazily(1, 1, 5, 8), lazily(1, 1, 5, 8)]
+    bias, sink, to_output = lazily(4, 5), lazily(1), lazily(1, 1, 4, 8)
+    assert all(one.is_neg() for one in (*given, bias, sink, to_output))
+    found = []
+    for order in (lambda one: one, lambda one: one.resolve_neg()):
+        query = order(given[0]).detach().requires_grad_()
+        options = {"bias": order(bias), "sink": order(sink), "backend": backend}
+        output, view = limelight.look(query, *map(order, given[1:]), **options, observe=("entropy",))
+        found.append((output, view.entropy(), view.dense(), *torch.autograd.grad(output, query, order(to_output))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("queries", [4, 200])
+def test_a_tangent_of_forward_mode_is_never_lost(queries):
+    x = torch.randn(1, 1, queries, 8)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        found, want = (
+            forward_ad.unpack_dual(limelight.attend(dual, x, x, backend=one)).tangent for one in ("auto", "reference")
+        )
+        torch.testing.assert_close(found, want)
+        for backend in ("native", "torch"):
+            with pytest.raises(BackendError, match="a forward-mode derivative is wanted"):
+                limelight.attend(dual, x, x, backend=backend)
 
 
 @given(data=st.data())

@@ -179,3 +179,57 @@ def test_what_torch_asks_of_the_operator_of_gradients(given):
     arguments = (*call, output, lse, rows, torch.ones_like(output), torch.ones_like(lse))
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.limelight.attend_backward.default, arguments, test_utils=checks)
+
+
+def _flat(**parts):
+    query, key, value = torch.randn(2, 2, 5, 8), torch.randn(2, 1, 7, 8), torch.randn(2, 1, 7, 3)
+    rest = dict.fromkeys(("bias", "sink", "distances", "vector", "lengths", "dense", "first", "last"))
+    numbers = {"low": -99, "high": 99, "scale": 1.0, "cap": 0.0, "dropout": 0.0, "seed": torch.tensor(0)}
+    seen = {"received": True, "entropy": True, "top": 2, "distance": True, "row_weight": None, "rows": [1, 3]}
+    seen |= {"cells": [2, 3], "reduce": "mean"}
+    return list(({"query": query, "key": key, "value": value} | rest | numbers | seen | parts).values())
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"first": torch.zeros(2, 5, dtype=torch.int32)}, "both ends"),
+        ({"key": torch.randn(2, 1, 7, 8).half()}, "key must have the dtype of query"),
+        ({"key": torch.randn(2, 1, 7, 2)}, "key must be of the width of query, 8"),
+        ({"distances": torch.zeros(1, 3)}, "distances must be"),
+        ({"vector": torch.zeros(2)}, "vector must be"),
+        ({"lengths": torch.zeros(2, dtype=torch.int32)}, "lengths must be torch.int64"),
+        ({"lengths": torch.tensor([-1, 8])}, r"in \[0, S\], S = 7; they are in \[-1, 8\]"),
+        ({"key": torch.randn(2, 3, 7, 8), "value": torch.randn(2, 3, 7, 3)}, "must divide the heads"),
+        ({"cells": [9, 9]}, r"cells: two numbers in \[1, 5\] and \[1, 7\]"),
+        ({"reduce": "foo"}, "reduce must be one of"),
+        ({"dropout": 2.0}, r"dropout must be in \[0, 1\)"),
+        ({"rows": [3, 1]}, "ascending, each once"),
+        ({"top": 9}, r"top: it must be in \[0, 7\]"),
+        ({"dense": torch.ones(5, 6, dtype=torch.bool)}, "dense: its shape must broadcast"),
+        ({"bias": torch.ones(2, 2, 4, 7)}, "bias: its shape must broadcast"),
+        ({"sink": torch.ones(3)}, "sink: its shape must broadcast"),
+    ],
+)
+def test_the_operator_checks_what_it_is_given(parts, message):
+    with pytest.raises(ArgumentError, match=message):
+        torch.ops.limelight.attend(*_flat(**parts))
+
+
+def test_the_operator_of_the_backward_pass_checks_what_it_is_given():
+    given = _flat()
+    output, lse, rows, *_ = torch.ops.limelight.attend(*given)
+    kept = {"output": output, "lse": lse, "rows": rows, "to_output": output, "to_lse": lse}
+    torch.ops.limelight.attend_backward(*given[:17], *kept.values())
+    for name in kept:
+        spoilt = (kept | {name: torch.zeros(1)}).values()
+        with pytest.raises(ArgumentError, match=f"{name} must be"):
+            torch.ops.limelight.attend_backward(*given[:17], *spoilt)
+
+
+def test_lengths_that_do_not_fit_are_told_by_compiled_code_too():
+    query, key = torch.randn(2, 1, 5, 8), torch.randn(2, 1, 7, 8)
+    compiled = torch.compile(lambda n: attend(query, key, key, mask=lengths(n)), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(torch.tensor([3, 7])), attend(query, key, key, mask=lengths([3, 7])))
+    with pytest.raises(ArgumentError, match=r"every length must be in \[0, S\], S = 7; they are in \[-5, 99\]"):
+        compiled(torch.tensor([-5, 99]))

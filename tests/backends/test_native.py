@@ -13,7 +13,7 @@ from tests.support.kernels import random as _random
 
 import limelight
 from limelight import attend, causal, dot, lengths, look, segments, top
-from limelight.backends import extension
+from limelight.backends import extension, kernels
 from limelight.errors import BackendError
 
 pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason=f"{extension.refusal()}")
@@ -77,16 +77,20 @@ def test_dot_agrees_with_the_reference_in_float64(case, cap):
     _agree(*case, make=lambda *_: dot(cap=cap))
 
 
-@given(case=cases(few=True), cap=st.sampled_from((None, None, 0.7, 30.0)))
+@given(case=cases(few=True), cap=st.sampled_from((None, None, 0.7, 30.0)), dtype=st.sampled_from(list(kernels.TYPES)))
 @settings(max_examples=60, deadline=None)
-def test_few_queries_agree_with_the_reference_in_float64(case, cap):
-    _agree(*case, make=lambda *_: dot(cap=cap))
+def test_few_queries_agree_with_the_reference_in_float64(case, cap, dtype):
+    _agree(*case, dtype=dtype, make=lambda *_: dot(cap=cap))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_few_narrow_queries_agree_with_the_reference_in_float64(dtype):
-    inputs = _random(1, 2, 4, 3, 40), _random(2, 2, 2, 300, 40), _random(3, 2, 2, 300, 24)
-    _agree(inputs, {"mask": causal() & lengths(torch.tensor([0, 290]))}, dtype)
+@given(case=cases(), dtype=st.sampled_from((torch.bfloat16, torch.float16)), additive=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_narrow_inputs_agree_with_the_reference_in_float64(case, dtype, additive):
+    (query, key, value), arguments = case
+    inputs = query, key, value + 10.0  # an output that is rounded has lost what the gradients are made of
+    if additive:
+        return _agree((*inputs, _random(9, query.shape[-1]) / query.shape[-1]), arguments, dtype, limelight.additive)
+    return _agree(inputs, arguments, dtype)
 
 
 @pytest.mark.parametrize("cap", [1e-3, 1.0, 50.0, 1e4])
@@ -217,6 +221,25 @@ def test_what_stands_behind_a_mask_is_never_seen(number, place):
 
     for clean, spoilt in zip(run(0.0), run(number), strict=True):
         torch.testing.assert_close(spoilt, clean, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("queries", [2, 9])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_of_a_query_that_is_not_finite_everything_is_nan(queries, number):
+    query, key = _random(1, 1, 1, queries, 8).float(), _random(2, 1, 1, 11, 8).float()
+    query[0, 0, 1] = number
+    observe = ("entropy", "received", "distance", top(2), limelight.rows([0, 1]))
+    output, view = look(query, key, key, backend="native", observe=observe)
+    expected, seen = look(query, key, key, backend="reference", observe=observe)
+    for have, want in (
+        (output, expected),
+        (view.entropy(), seen.entropy()),
+        (view.distance(), seen.distance()),
+        (view.received(), seen.received()),
+        (view.rows([0, 1]), seen.rows([0, 1])),
+        (view.top(2).weights, seen.top(2).weights),
+    ):
+        torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def test_rows_without_keys_give_zeros_whatever_comes_back():

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from limelight.backends.protocol import Backend, Call, Result, heads_of
 from limelight.masks import Mask
 from limelight.masks.causal import Causal
-from limelight.numerics import all_finite, no_autocast
+from limelight.numerics import all_finite, forward_mode, no_autocast
 
 _WORTHWHILE = 128 * 128
 """T S from which it was measured faster than `streaming` on the CPU; below, it is level or slower."""
@@ -56,6 +56,8 @@ class Fused(Backend):
             return "a sink takes part in the softmax"
         if not call.pairs():
             return "there is nothing to attend to"
+        if forward_mode(call.tensors()):
+            return "a forward-mode derivative is wanted"
         if not call.query.dtype is call.key.dtype is call.value.dtype:
             return "query, key and value differ in dtype"
         if call.query.device.type != "cpu" and call.query.dtype is torch.float64:

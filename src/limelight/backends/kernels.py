@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,37 +24,50 @@ _UNMASKED = (EVERYTHING.low, EVERYTHING.high, 0, 0, 0, *_NOTHING)
 _NOTHING_SEEN = Gathered()
 
 
-def forward(call: Call, tracked: bool) -> tuple[Result, Tensor | None] | None:
-    """The forward pass, and if `tracked` what the backward pass wants of each row; None where it met NaN or inf."""
+class Kept(NamedTuple):
+    """What the backward pass wants of each row: m and 1 / l, [N, H, T, 2], and the output as it was before rounding."""
+
+    rows: Tensor
+    output: Tensor
+
+
+def forward(call: Call, tracked: bool) -> tuple[Result, Kept | None] | None:
+    """The forward pass, and if `tracked` what the backward pass wants; None where it met NaN or inf."""
     query, gather = call.query, call.gather
     n, heads, queries, _ = query.shape
     output = room(query, call.value.shape[3])
     lse = query.new_empty(n, heads, queries, dtype=torch.float32) if call.wants_lse or tracked else None
     rows = query.new_empty(n, heads, queries, 2, dtype=torch.float32) if tracked else None
+    exact = None
+    if tracked and query.dtype is not torch.float32:
+        exact = query.new_empty(n, heads, queries, call.value.shape[3], dtype=torch.float32)
     seen = _NOTHING_SEEN if gather is NOTHING else _room(call, gather)
     numbers, kept_alive = _common(call)
     observed = () if gather is NOTHING else _seen_place(seen, gather, kept_alive)
     module = extension.native()
     assert module is not None
     kernel = module.dot_forward if call.score.tanh_vector() is None else module.additive_forward
-    if not kernel((*numbers, *_place(output), _address(lse), _address(rows), *observed)):
+    if not kernel((*numbers, *_place(output), _address(lse), _address(rows), _address(exact), *observed)):
         return None
     del kept_alive
     if seen.pooled is not None and gather.reduce == "mean":
         mean_of_sums(seen.pooled, queries, call.key.shape[2])
-    return Result(output, lse, None, seen), rows
+    kept = None if rows is None else Kept(rows, output if exact is None else exact)
+    return Result(output, lse, None, seen), kept
 
 
 def backward(
     call: Call,
-    output: Tensor,
+    kept: Kept,
     lse: Tensor,
-    rows: Tensor,
     to_output: Tensor,
     to_lse: Tensor | None,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...] | None:
-    """Gradients to the call's tensors, a bias only if `wanted`, in their order; None where it met NaN or inf."""
+    """Gradients to the call's tensors, a bias only if `wanted`, in their order; None where it met NaN or inf.
+
+    What is kept of a narrow output is fp32: of one that was rounded the sums over its rows would be off by much more.
+    """
     grads = [room(one, one.shape[3]) for one in (call.query, call.key, call.value)]
     if to_lse is not None:
         to_lse = to_lse.contiguous()
@@ -70,10 +84,10 @@ def backward(
     done = kernel(
         (
             *numbers,
-            *_place(output),
+            *_place(kept.output),
             *_place(to_output),
             lse.data_ptr(),
-            rows.data_ptr(),
+            kept.rows.data_ptr(),
             _address(to_lse),
             *_place(grads[0]),
             *_place(grads[1]),
@@ -87,7 +101,7 @@ def backward(
         return None
     if to_bias is not None and call.bias is not None:
         to_bias = to_bias.to(call.bias.dtype)
-    to_sink = None if call.sink is None else _sink_gradient(call.sink, output, rows, to_output, to_lse)
+    to_sink = None if call.sink is None else _sink_gradient(call.sink, kept, to_output, to_lse)
     if vector is None or to_vector is None:
         return *grads, to_bias, to_sink, to_distances
     return *grads, to_bias, to_sink, to_distances, to_vector.to(vector.dtype)
@@ -127,10 +141,10 @@ def _bias_place(call: Call, to_bias: Tensor | None, to_distances: Tensor | None)
     return *_place(to_bias.expand(*call.query.shape[:3], call.key.shape[2])), to_bias.numel(), 0
 
 
-def _sink_gradient(sink: Tensor, output: Tensor, rows: Tensor, to_output: Tensor, to_lse: Tensor | None) -> Tensor:
+def _sink_gradient(sink: Tensor, kept: Kept, to_output: Tensor, to_lse: Tensor | None) -> Tensor:
     """The sinks' weights are worked out from the rows' m and 1 / l: the lse would bring its own rounding."""
-    share = torch.exp(sink.float().unsqueeze(-1) - rows[..., 0]) * rows[..., 1]
-    delta = row_products(output, to_output, torch.float32)
+    share = torch.exp(sink.float().unsqueeze(-1) - kept.rows[..., 0]) * kept.rows[..., 1]
+    delta = row_products(kept.output, to_output, torch.float32)
     return sink_gradient(sink, share, delta if to_lse is None else delta - to_lse)
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from limelight.backends import extension, kernels, operator
 from limelight.backends.derivatives import final
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
-from limelight.numerics import has_numbers, no_graph
+from limelight.numerics import forward_mode, has_numbers, no_graph
 
 MOST_KEYS = 2**31 - 1
+MOST_WIDTH = 2**16
 
 
 class Native(Backend):
@@ -36,10 +37,14 @@ class Native(Backend):
             return f"it runs on the CPU, and query is on {query.device}"
         if not (torch.compiler.is_compiling() or has_numbers(query)):
             return f"query is a {type(query).__name__} without numbers of its own: fake, or of torch.func"
+        if forward_mode(call.tensors()):
+            return "a forward-mode derivative is wanted"
         if dtype not in kernels.TYPES or not dtype is call.key.dtype is call.value.dtype:
             return f"it takes float32, bfloat16 and float16, and query is {dtype}"
-        if not (query.numel() and keys):
+        if not (query.numel() and keys and call.value.shape[3]):
             return "there is nothing to attend to"
+        if max(query.shape[3], call.value.shape[3]) > MOST_WIDTH:
+            return f"it takes widths up to {MOST_WIDTH}; they are {query.shape[3]} and {call.value.shape[3]}"
         if keys > MOST_KEYS:
             return f"it numbers at most {MOST_KEYS} keys, and there are {keys}"
         if not call.normalizer.is_softmax:
@@ -65,9 +70,9 @@ class Native(Backend):
         if torch.is_grad_enabled():
             tensors = call.tensors()
             if any(one is not None and one.requires_grad for one in tensors):
-                kept: list[Result] = []
-                output, lse = _Attention.apply(call, self._careful, kept, *tensors)
-                return Result(output, lse, None, kept[0].gathered)
+                results: list[Result] = []
+                output, lse = _Attention.apply(call, self._careful, results, *tensors)
+                return Result(output, lse, None, results[0].gathered)
         done = kernels.forward(call, False)
         return kernels.careful_forward(call, self._careful.run) if done is None else done[0]
 
@@ -76,28 +81,30 @@ class _Attention(torch.autograd.Function):
     """The call's tensors -> (output, lse)."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, careful: Backend, kept: list[Result], *tensors: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, call: Call, careful: Backend, results: list[Result], *tensors: Any) -> tuple[Tensor, Tensor]:
         done = kernels.forward(call, True)
         if done is None:
             done = kernels.careful_forward(call.changed(wants_lse=True), careful.run), None
-        result, rows = done
-        kept.append(result)
+        result, kept = done
+        results.append(result)
+        rows, exact = (None, None) if kept is None else kept
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, result.output, result.lse, rows)
+        ctx.save_for_backward(*tensors, rows, exact, result.lse)
         ctx.call, ctx.careful = call.without_tensors(), careful
         assert result.lse is not None
         return result.output, result.lse
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        *tensors, output, lse, rows = ctx.saved_tensors
+        *tensors, rows, exact, lse = ctx.saved_tensors
         call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
-        to_output, to_lse = grad_outputs
+        to_output, to_lse = (None if one is None else one.resolve_neg() for one in grad_outputs)
         wanted = ctx.needs_input_grad[-len(tensors) :]
         with no_graph(call.query):
             if to_output is None:
-                to_output = torch.zeros_like(output)
-            grads = None if rows is None else kernels.backward(call, output, lse, rows, to_output, to_lse, wanted)
+                to_output = tensors[2].new_zeros(*lse.shape, tensors[2].shape[3])
+            kept = None if rows is None else kernels.Kept(rows, exact)
+            grads = None if kept is None else kernels.backward(call, kept, lse, to_output, to_lse, wanted)
         if grads is None:
             grads = kernels.careful_backward(call, ctx.careful.run, tensors, to_output, to_lse)
         return (None, None, None, *final(grads, "native", anchors=(*tensors, *grad_outputs)))

@@ -7,13 +7,14 @@ looking, `native.py` calls the kernels itself: an operator costs tens of microse
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from limelight.backends import kernels, lookup, pooling
-from limelight.backends.protocol import OWN_TENSORS, Call, Gather, Gathered, Result
+from limelight.backends.flat import DIFFERENTIABLE, Flat, check, check_kept
+from limelight.backends.protocol import Call, Gather, Gathered, Result
 from limelight.masks.described import Described
 from limelight.masks.form import Form
 from limelight.scores import additive, dot
@@ -24,33 +25,14 @@ _UNCAPPED = 0.0
 _careful: list[Careful] = []
 
 
-class Flat(NamedTuple):
-    """A call as the operators take it: folded, the mask as its form. The first `OWN_TENSORS` + 1 have gradients."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    bias: Tensor | None
-    sink: Tensor | None
-    distances: Tensor | None
-    vector: Tensor | None
-    lengths: Tensor | None
-    dense: Tensor | None
-    first: Tensor | None
-    last: Tensor | None
-    low: int
-    high: int
-    scale: float
-    cap: float
-    dropout: float
-    seed: Tensor
-
-
 _KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float"}
 _CALL = ", ".join(f"{_KINDS[kind]} {name}" for name, kind in get_type_hints(Flat).items())
 _GATHER = "bool received, bool entropy, int top, bool distance, Tensor? row_weight, int[] rows, int[] cells, str reduce"
-_DIFFERENTIABLE = OWN_TENSORS + 1
 _FIRST_NUMBER = Flat._fields.index("low")
+_KEPT = 4
+"""How many results the backward pass may want, from the first on: output, lse, rows, exact."""
+_INDICES = 6
+"""The place of the strongest indices among the results."""
 
 
 def set_careful(run: Careful) -> None:
@@ -61,7 +43,7 @@ def set_careful(run: Careful) -> None:
 def run(call: Call) -> Result:
     """A call that native takes, through the operator."""
     gather = call.gather
-    output, lse, _, received, entropy, indices, weights, distance, rows, pooled = _attention(*_flat(call), *gather)
+    output, lse, _, _, received, entropy, indices, weights, distance, rows, pooled = _attention(*_flat(call), *gather)
     seen = Gathered(
         received if gather.received else None,
         entropy if gather.entropy else None,
@@ -103,13 +85,14 @@ def _call(flat: Flat) -> Call:
     "limelight::attend",
     mutates_args=(),
     device_types="cpu",
-    schema=f"({_CALL}, {_GATHER}) -> ({', '.join(['Tensor'] * 10)})",
+    schema=f"({_CALL}, {_GATHER}) -> ({', '.join(['Tensor'] * 11)})",
 )
 def _attention(*arguments: Any) -> tuple[Tensor, ...]:
-    """Output, lse, rows (NaN after the careful road), received, entropy, strongest indices and weights, distance, the
-    weights of chosen queries, the pooled matrix.
+    """Output, lse, rows (NaN after the careful road), a narrow output before it was rounded, received, entropy, the
+    strongest links' indices and weights, distance, the weights of chosen queries, the pooled matrix.
     """
     flat, gather = Flat(*arguments[: len(Flat._fields)]), Gather(*arguments[len(Flat._fields) :])
+    check(flat, gather)
     call = _call(flat)
     call.gather = gather
     with torch.no_grad():
@@ -118,20 +101,27 @@ def _attention(*arguments: Any) -> tuple[Tensor, ...]:
             result = kernels.careful_forward(call, _careful[0])
             assert result.lse is not None
             rows = result.lse.new_full((*result.lse.shape, 2), torch.nan)
+            exact = result.output.float() if _narrow(flat) else None
             seen = _seen_later(call, result.lse)
         else:
-            result, rows = done
+            result, kept = done
+            assert kept is not None
+            rows, exact = kept.rows, kept.output if _narrow(flat) else None
             seen = result.gathered
     assert seen is not None
     indices, weights = seen.top or (None, None)
-    found = (result.output, result.lse, rows, seen.received, seen.entropy, indices, weights, *seen[3:])
+    found = (result.output, result.lse, rows, exact, seen.received, seen.entropy, indices, weights, *seen[3:])
     # An operator hands out no tensor twice.
     return tuple(_empty(flat, place) if one is None else one for place, one in enumerate(found))
 
 
+def _narrow(flat: Flat) -> bool:
+    return flat.query.dtype is not torch.float32
+
+
 def _empty(flat: Flat, place: int) -> Tensor:
     """The result at that place where it was not asked for."""
-    return flat.query.new_empty(0, dtype=torch.int64 if place == 5 else torch.float32)
+    return flat.query.new_empty(0, dtype=torch.int64 if place == _INDICES else torch.float32)
 
 
 @_attention.register_fake
@@ -142,6 +132,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     shapes = (
         rows,
         (*rows, 2),
+        (*rows, flat.value.shape[3]) if _narrow(flat) else (0,),
         (n, heads, flat.key.shape[2]) if gather.received else (0,),
         rows if gather.entropy else (0,),
         (*rows, gather.top) if gather.top else (0,),
@@ -161,21 +152,23 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     mutates_args=(),
     device_types="cpu",
     schema=f"({_CALL}, Tensor output, Tensor lse, Tensor rows, Tensor to_output, Tensor to_lse) -> "
-    f"({', '.join(['Tensor'] * _DIFFERENTIABLE)})",
+    f"({', '.join(['Tensor'] * DIFFERENTIABLE)})",
 )
 def _attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Gradients to query, key, value, bias, sink, distances and vector; empty for what is not there."""
     flat, (output, lse, rows, to_output, to_lse) = Flat(*arguments[: len(Flat._fields)]), arguments[len(Flat._fields) :]
+    check(flat)
+    check_kept(flat, output, lse, rows, to_output, to_lse)
     call = _call(flat)
     tensors = list(call.tensors())
     with torch.no_grad():
         wanted = tuple(one is not None for one in tensors)
         grads = None
         if not rows.isnan().all():
-            grads = kernels.backward(call, output, lse, rows, to_output, to_lse, wanted)
+            grads = kernels.backward(call, kernels.Kept(rows, output), lse, to_output, to_lse, wanted)
         if grads is None:
             grads = kernels.careful_backward(call, _careful[0], tensors, to_output, to_lse)
-    grads = grads if len(grads) == _DIFFERENTIABLE else (*grads, None)
+    grads = grads if len(grads) == DIFFERENTIABLE else (*grads, None)
     inputs, others = grads[:3], grads[3:]  # the first are laid out as query, key and value are
     return (
         *(flat.query.new_empty(0) if one is None else one for one in inputs),
@@ -185,7 +178,7 @@ def _attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 @_attention_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    query, key, value, *others = arguments[:_DIFFERENTIABLE]
+    query, key, value, *others = arguments[:DIFFERENTIABLE]
     return (
         *(kernels.room(one, one.shape[3]) for one in (query, key, value)),
         *(query.new_empty(0) if one is None else one.new_empty(one.shape) for one in others),
@@ -194,7 +187,8 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     flat = Flat(*inputs[: len(Flat._fields)])
-    ctx.save_for_backward(*flat[:_FIRST_NUMBER], flat.seed, *output[:3])
+    kept, lse, rows, exact = output[:_KEPT]
+    ctx.save_for_backward(*flat[:_FIRST_NUMBER], flat.seed, exact if _narrow(flat) else kept, lse, rows)
     ctx.numbers = flat[_FIRST_NUMBER:-1]
 
 
@@ -202,9 +196,9 @@ def _differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     *tensors, seed, output, lse, rows = ctx.saved_tensors
     to_output, to_lse = grads[:2]
     found = _attention_backward(*tensors, *ctx.numbers, seed, output, lse, rows, to_output, to_lse)
-    leaves = tensors[:_DIFFERENTIABLE]
+    leaves = tensors[:DIFFERENTIABLE]
     own = [None if one is None else grad for one, grad in zip(leaves, found, strict=True)]
-    return *own, *[None] * (len(Flat._fields) - _DIFFERENTIABLE + len(Gather._fields))
+    return *own, *[None] * (len(Flat._fields) - DIFFERENTIABLE + len(Gather._fields))
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)

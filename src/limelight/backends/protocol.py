@@ -210,4 +210,4 @@ def heads_of(tensor: Tensor, heads: int) -> Tensor:
 def groups_of(gradient: Tensor, groups: int) -> Tensor:
     """The reverse for a gradient [n, H, s, D]: sum over the query heads that share a key head."""
     n, heads, s, width = gradient.shape
-    return gradient if heads == groups else gradient.view(n, groups, heads // groups, s, width).sum(2)
+    return gradient if heads == groups else gradient.reshape(n, groups, heads // groups, s, width).sum(2)

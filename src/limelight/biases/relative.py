@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.biases.protocol import Bias, check_table, distances, require_table
 from limelight.contract import require_choice, require_count
 from limelight.errors import ArgumentError
@@ -93,6 +94,7 @@ def relative(table: Tensor, *, align: Align = "end") -> Bias:
     Example: `attend(q, k, v, bias=relative(torch.zeros(8, 33, requires_grad=True)))` with q [2, 8, T, D].
     """
     require_choice("align", align, ("end", "start"))
+    table = as_tensor(table)
     require_table("relative(table): table", table, (1, 2), "[H, 2 R + 1] or [2 R + 1]")
     if table.shape[-1] % 2 == 0:
         raise ArgumentError(
@@ -123,6 +125,7 @@ def t5_buckets(table: Tensor, bidirectional: bool = True, max_distance: int = 12
     Example: `attend(q, k, v, score=dot(1.0), bias=t5_buckets(torch.zeros(8, 32)))`: T5 does not scale its scores.
     """
     require_choice("align", align, ("end", "start"))
+    table = as_tensor(table)
     require_table("t5_buckets(table): table", table, (1, 2), "[H, buckets] or [buckets]")
     columns = table.shape[-1]
     if columns < (4 if bidirectional else 2) or (bidirectional and columns % 2):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.contract import require_broadcast
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, fold_lead, pick_block
@@ -58,6 +59,7 @@ def dense(allowed: Tensor) -> Mask:
 
     Errors: ArgumentError for another dtype and, when used, for a shape that does not broadcast.
     """
+    allowed = as_tensor(allowed)
     if not isinstance(allowed, Tensor) or allowed.dtype is not torch.bool:
         kind = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
         raise ArgumentError(

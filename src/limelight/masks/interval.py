@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.contract import integer_dtypes, tracing
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, bounds, pick
@@ -121,6 +122,7 @@ def interval(first: Tensor, last: Tensor) -> Mask:
 
     Example: `attend(q, k, v, mask=interval(centre - 5, centre + 5))` with q [B, H, T, D] and centre [B, T].
     """
+    first, last = as_tensor(first), as_tensor(last)
     for name, one in (("first", first), ("last", last)):
         if not isinstance(one, Tensor) or one.dtype not in integer_dtypes or one.ndim < 1:
             have = f"{one.dtype} {list(one.shape)}" if isinstance(one, Tensor) else type(one).__name__

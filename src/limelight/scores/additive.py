@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, Selector, pick
 from limelight.scores.projection import project
@@ -82,7 +83,8 @@ class Additive(Score):
         rise = torch.add((query + query).unsqueeze(3), key.unsqueeze(2), alpha=2).sigmoid_()
         (vector,) = parameters
         if vector.ndim == 1:
-            scores = torch.mv(rise.view(-1, rise.shape[-1]), vector).view(rise.shape[:-1])
+            # Heads that lie side by side leave `rise` in an order of its own.
+            scores = torch.mv(rise.reshape(-1, rise.shape[-1]), vector).view(rise.shape[:-1])
             total = vector.sum()
         else:
             scores = torch.matmul(rise, vector[:, None, :, None]).squeeze(-1)
@@ -101,7 +103,7 @@ class Additive(Score):
         """With u = g r (1 - r): d q = 4 v Σ_j u, d k = 4 v Σ_i u, d v = Σ_ij g (2 r - 1)."""
         (rise,), (vector,) = kept, parameters
         if vector.ndim == 1:
-            to_vector = torch.mv(rise.view(-1, rise.shape[-1]).T, gradient.reshape(-1))
+            to_vector = torch.mv(rise.reshape(-1, rise.shape[-1]).T, gradient.reshape(-1))
             to_vector = 2.0 * to_vector - gradient.sum()
             row = 4.0 * vector
         else:
@@ -130,6 +132,7 @@ def additive(vector: Tensor, query_weight: Tensor | None = None, key_weight: Ten
 
     Example: `attend(s, h, h, score=additive(v, W, U))` with s [B, 1, T, D], h [B, 1, S, E], W [A, D], U [A, E].
     """
+    vector, query_weight, key_weight = as_tensor(vector), as_tensor(query_weight), as_tensor(key_weight)
     if not isinstance(vector, Tensor) or vector.ndim not in (1, 2):
         shape = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise ArgumentError(

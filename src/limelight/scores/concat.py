@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, Selector
 from limelight.scores.additive import Additive
@@ -95,6 +96,7 @@ def concat(vector: Tensor, weight: Tensor) -> Score:
 
     Errors: ArgumentError for a vector or weight of another number of axes and, when used, for widths that do not fit.
     """
+    vector, weight = as_tensor(vector), as_tensor(weight)
     if not isinstance(vector, Tensor) or vector.ndim not in (1, 2):
         shape = list(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
         raise ArgumentError(f"concat(vector): vector must be a tensor [A], or [H, A] with one per head; it is {shape}.")

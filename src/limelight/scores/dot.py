@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -121,4 +122,5 @@ def dot(scale: float | None = None, cap: float | None = None) -> Score:
 
 
 def _is_finite(number: object) -> bool:
-    return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    """Whether it is one, also in float32."""
+    return isinstance(number, Real) and not isinstance(number, bool) and abs(float(number)) < 2.0**128

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.contract import float_dtypes
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, Selector, pick
@@ -123,6 +124,7 @@ def gaussian(score: Score, centre: Tensor, deviation: float) -> Score:
     """
     if not isinstance(score, Score):
         raise ArgumentError(f"gaussian(score): score must be one of limelight.scores, such as dot(); it is {score!r}.")
+    centre = as_tensor(centre)
     if not isinstance(centre, Tensor) or centre.dtype not in float_dtypes:
         have = centre.dtype if isinstance(centre, Tensor) else type(centre).__name__
         raise ArgumentError(f"gaussian(centre): centre must be a float tensor [..., T]; it is {have}.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.errors import ArgumentError
 from limelight.masks.block import Block, Selector
 from limelight.scores.dot import Dot
@@ -82,6 +83,7 @@ def general(weight: Tensor, scale: float = 1.0) -> Score:
     """
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ArgumentError(f"general(weight, scale): scale must be a finite number; it is {scale!r}.")
+    weight = as_tensor(weight)
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         shape = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ArgumentError(f"general(weight): weight must be a tensor [D of query, D of key]; it is {shape}.")

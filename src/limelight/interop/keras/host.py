@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limelight.arrays import shared
 from limelight.backends import kernels
 from limelight.backends.protocol import OWN_TENSORS, Call, Result
 from limelight.backends.select import choose
@@ -57,7 +58,7 @@ def backward(
         known = _tensor(rows)
         if not known.isnan().all():
             wanted = (True,) * len(call.tensors())
-            found = kernels.backward(call, kept, _tensor(lse), known, slope, None, wanted)
+            found = kernels.backward(call, kernels.Kept(known, kept.float()), _tensor(lse), slope, None, wanted)
         if found is None:
             name = "streaming" if _kernel(call) else "auto"
             found = kernels.careful_backward(call, choose(call, name).run, list(call.tensors()), slope, None)
@@ -112,7 +113,10 @@ def _run(call: Call) -> tuple[Result, Tensor | None]:
     if not _kernel(call):
         return choose(call, "auto").run(call), None
     done = kernels.forward(call, True)
-    return (choose(call, "streaming").run(call), None) if done is None else done
+    if done is None:
+        return choose(call, "streaming").run(call), None
+    result, kept = done
+    return result, None if kept is None else kept.rows
 
 
 def _unknown_rows(call: Call) -> Tensor:
@@ -126,23 +130,11 @@ def _tensors(present: Sequence[bool], arrays: Sequence[np.ndarray]) -> Tensors:
     return Tensors(*found[: DIFFERENTIABLE - 1], *found[DIFFERENTIABLE - 1 :])
 
 
-class _Writeable:
-    """A read-only array, passed off as one that may be written, which torch insists on; nobody does."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-        interface = dict(array.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface
-
-
 def _tensor(array: np.ndarray) -> Tensor:
     stored = _STORED.get(array.dtype)
     if stored is not None:
         array = array.view(stored[0])
-    if not array.flags.writeable:
-        array = np.asarray(_Writeable(array))
-    tensor = torch.from_numpy(array)
+    tensor = shared(array)
     return tensor if stored is None else tensor.view(stored[1])
 
 
