@@ -68,9 +68,9 @@ struct Observed {
 };
 
 struct Forward : Call {
-  Tensor output;          // [N, H, T, E]
-  float* lse = nullptr;   // [N, H, T]
-  float* rows = nullptr;  // [N, H, T, 2]: each row's largest score m and 1 / sum_j e^(s_j - m), 0 and 0 of an empty row
+  Tensor output;           // [N, H, T, E]
+  float* lse = nullptr;    // [N, H, T]
+  float* rows = nullptr;   // [N, H, T, 2]: each row's largest score m and 1 / sum_j e^(s_j - m), 0 and 0 of an empty row
   float* exact = nullptr;  // [N, H, T, E]: the output before it is rounded to bf16 or f16
   Observed seen;
 };
