@@ -4,7 +4,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "dispatch.h"
+#include "dlpack.h"
 
 namespace nb = nanobind;
 
@@ -16,15 +19,15 @@ using limelight::Forward;
 using limelight::Observed;
 using limelight::Tensor;
 
-// The numbers of a tuple one after the other.
+// The numbers of a tuple one after the other; one that ends too soon, or does not end, is no call.
 class Numbers {
  public:
-  explicit Numbers(nb::tuple from) : from_(from) {}
-  int64_t whole() { return nb::cast<int64_t>(from_[place_++]); }
-  double real() { return nb::cast<double>(from_[place_++]); }
+  explicit Numbers(nb::tuple from) : from_(from), count_(nb::len(from)) {}
+  int64_t whole() { return nb::cast<int64_t>(next()); }
+  double real() { return nb::cast<double>(next()); }
   template <class T>
   T* pointer() {
-    return reinterpret_cast<T*>(static_cast<uintptr_t>(nb::cast<uint64_t>(from_[place_++])));
+    return reinterpret_cast<T*>(static_cast<uintptr_t>(nb::cast<uint64_t>(next())));
   }
   Tensor tensor() {
     Tensor t;
@@ -32,14 +35,20 @@ class Numbers {
     t.n = whole(), t.head = whole(), t.row = whole(), t.column = whole();
     return t;
   }
-  bool more() const { return place_ < nb::len(from_); }
+  bool more() const { return place_ < count_; }
   void end() const {
-    if (more()) throw std::invalid_argument("limelight._native: a call of another length");
+    if (more()) refuse();
   }
 
  private:
+  [[noreturn]] static void refuse() { throw std::invalid_argument("limelight._native: a call of another length"); }
+  nb::handle next() {
+    if (!more()) refuse();
+    return from_[place_++];
+  }
+
   nb::tuple from_;
-  size_t place_ = 0;
+  size_t count_, place_ = 0;
 };
 
 void read(Numbers& from, Call& call) {
@@ -153,6 +162,29 @@ limelight::ActivationDropout activation_dropout_of(nb::tuple numbers) {
   return call;
 }
 
+// A dot product without anything besides: whether its tensors can be read and fit, and the call is now in `call`.
+bool plain(const limelight::Reader& reader, nb::handle query, nb::handle key, nb::handle value, nb::handle output,
+           Forward& call) {
+  limelight::Borrowed q, k, v, o;
+  if (!reader.read(query, q) || !reader.read(key, k) || !reader.read(value, v) || !reader.read(output, o)) return false;
+  call.N = q.size[0], call.H = q.size[1], call.T = q.size[2], call.D = q.size[3];
+  call.G = k.size[1], call.S = k.size[2], call.E = v.size[3];
+  call.type = q.type;
+  if (k.type != q.type || v.type != q.type || o.type != q.type) return false;
+  if (k.size[0] != call.N || v.size[0] != call.N || v.size[1] != call.G || v.size[2] != call.S || k.size[3] != call.D)
+    return false;
+  if (o.size[0] != call.N || o.size[1] != call.H || o.size[2] != call.T || o.size[3] != call.E) return false;
+  constexpr int64_t most_width = int64_t{1} << 16, most_keys = (int64_t{1} << 31) - 1;
+  constexpr double most_numbers = 281474976710656.0;  // 2^48
+  const double heads = static_cast<double>(call.N) * static_cast<double>(call.H);
+  const double length = static_cast<double>(std::max(call.T, call.S)), width = static_cast<double>(std::max(call.D, call.E));
+  if (call.N < 1 || call.G < 1 || call.H < call.G || call.H % call.G || call.T < 1 || call.S < 1 || call.D < 1 || call.E < 1)
+    return false;
+  if (std::max(call.D, call.E) > most_width || call.S > most_keys || heads * length * width > most_numbers) return false;
+  call.query = q.tensor, call.key = k.tensor, call.value = v.tensor, call.output = o.tensor;
+  return true;
+}
+
 template <class Result, class Kind>
 Result run(Result (*kernel)(const Kind&), const Kind& call) {
   nb::gil_scoped_release others_may_run;
@@ -181,6 +213,22 @@ NB_MODULE(_native, module) {
       "what was read: then the results are of no use.";
   module.def("dot_forward", [](nb::tuple call) { return run(limelight::kernels().dot_forward, forward_of(call)); }, about);
   module.def("dot_backward", [](nb::tuple call) { return run(limelight::kernels().dot_backward, backward_of(call)); }, about);
+  module.def(
+      "plain_dot",
+      [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, double scale, int64_t high, uint64_t lengths,
+         int threads) {
+        static const limelight::Reader reader(query.type());
+        Forward call;
+        if (!plain(reader, query, key, value, output, call)) return false;
+        call.scale = static_cast<float>(scale);
+        call.mask.high = high;
+        call.mask.lengths = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(lengths));
+        call.threads = threads;
+        return run(limelight::kernels().dot_forward, call);
+      },
+      "Run softmax(scale q k') v, tensors [N, H, T, D], [N, G, S, D], [N, G, S, E] into output [N, H, T, E], key j of query i\n"
+      "being allowed for j <= i + high and j < lengths[n], an address of N int64 or 0. False where that is no such call, or NaN\n"
+      "or inf stands in it: output is of no use then.");
   module.def(
       "additive_forward", [](nb::tuple call) { return run(limelight::kernels().additive_forward, forward_of(call)); }, about);
   module.def(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limelight import listening
 from limelight.arrays import Array, is_array, tensors_of
+from limelight.backends import direct
 from limelight.backends.protocol import SOFTMAX, Call
 from limelight.backends.select import BACKENDS, choose
 from limelight.biases import Bias
@@ -82,6 +83,10 @@ def attend(
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
         options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.attend(query, key, value, options)
+    if backend == "auto" and bias is None and sink is None and normalizer is None and not dropout:
+        found: Any = direct.attend(query, key, value, score, mask)
+        if found is not None:
+            return found
     call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=False)
     output: Any = choose(call, backend).run(call).output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
