@@ -21,6 +21,7 @@ Q, K, V = torch.zeros(2, 6, 5, 11), torch.zeros(2, 3, 7, 11), torch.zeros(2, 3, 
             V,
             r"query must have a head axis: \[..., H, T, D\]; its shape is \[5, 11\].*query.unsqueeze\(-3\)",
         ),
+        (Q, K, V.to_sparse(), r"value must be an ordinary tensor, of layout torch.strided; it is torch.sparse_coo"),
         ([1.0], K, V, r"query must be a torch.Tensor \[..., H, T, D\]; it is list"),
         (Q.long(), K, V, r"query must be float16.*torch.int64.*query.float\(\)"),
         (
@@ -86,3 +87,10 @@ def test_accumulation_is_float32_or_wider():
     assert accumulation_dtype(torch.float64) is torch.float64
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert accumulation_dtype(dtype) is torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused():
+    nested = torch.nested.nested_tensor([torch.zeros(6, 5, 11), torch.zeros(6, 4, 11)])
+    with pytest.raises(ArgumentError, match=r"query must be an ordinary tensor.*nested.*limelight.lengths"):
+        limelight.attend(nested, nested, nested)

@@ -78,6 +78,8 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     """
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         _explain_inputs({"query": query, "key": key, "value": value})
+    if not query.layout is key.layout is value.layout is torch.strided or query.is_nested or key.is_nested:
+        _explain_inputs({"query": query, "key": key, "value": value})
     if not torch.compiler.is_compiling() and (query.is_neg() or key.is_neg() or value.is_neg()):
         # Parts of a conjugate: kernels read memory, where the sign is another one.
         query, key, value = query.resolve_neg(), key.resolve_neg(), value.resolve_neg()
@@ -108,6 +110,12 @@ def _explain_inputs(inputs: dict[str, Tensor]) -> NoReturn:
         letters = "H, T, D" if name == "query" else "G, S, D" if name == "key" else "G, S, E"
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"{name} must be a torch.Tensor [..., {letters}]; it is {type(tensor).__name__}.")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout)
+            raise ArgumentError(
+                f"{name} must be an ordinary tensor, of layout torch.strided; it is {kind}. Use {name}.to_dense(), or "
+                f"for sequences of several lengths a padded tensor and mask=limelight.lengths(counts)."
+            )
         if tensor.ndim < 3:
             raise ArgumentError(
                 f"{name} must have a head axis: [..., {letters}]; its shape is {list(tensor.shape)}. "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limelight.backends import extension
-from limelight.backends.kernels import room
+from limelight.backends.kernels import MOST_WIDTH, room
 from limelight.contract import exporting
 from limelight.masks import Mask
 from limelight.masks.causal import Causal
@@ -29,7 +29,7 @@ def attend(query: Any, key: Any, value: Any, score: Score | None, mask: Mask | N
     """softmax(scale q kᵀ) v where no gradient is wanted, no mask or `causal()` or `lengths`; None for the long road."""
     if torch.compiler.is_compiling() or exporting():
         return None
-    if not (_plain(query) and _plain(key) and _plain(value) and query.is_cpu):
+    if not (_plain(query) and _plain(key) and _plain(value) and query.is_cpu and value.shape[3] <= MOST_WIDTH):
         return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
@@ -55,4 +55,6 @@ def attend(query: Any, key: Any, value: Any, score: Score | None, mask: Mask | N
 
 def _plain(tensor: Any) -> bool:
     """Whether it is a tensor of four axes and nothing more."""
-    return type(tensor) is Tensor and tensor.ndim == 4 and has_numbers(tensor) and not tensor.is_neg()
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_nested:
+        return False
+    return tensor.ndim == 4 and has_numbers(tensor) and not tensor.is_neg()

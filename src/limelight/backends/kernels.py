@@ -14,6 +14,8 @@ from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gath
 from limelight.backends.sinks import row_products, sink_gradient
 from limelight.masks.form import EVERYTHING
 
+MOST_KEYS = 2**31 - 1
+MOST_WIDTH = 2**16
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOTHING = (0, 0, 0, 0, 0)
 """A tensor that is not there: no address, no strides."""

@@ -12,9 +12,6 @@ from limelight.backends.derivatives import final
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
 from limelight.numerics import forward_mode, has_numbers, no_graph
 
-MOST_KEYS = 2**31 - 1
-MOST_WIDTH = 2**16
-
 
 class Native(Backend):
     """The C++ kernels. Where they meet NaN or inf they give the call to `careful`, which keeps them behind the mask."""
@@ -43,10 +40,10 @@ class Native(Backend):
             return f"it takes float32, bfloat16 and float16, and query is {dtype}"
         if not (query.numel() and keys and call.value.shape[3]):
             return "there is nothing to attend to"
-        if max(query.shape[3], call.value.shape[3]) > MOST_WIDTH:
-            return f"it takes widths up to {MOST_WIDTH}; they are {query.shape[3]} and {call.value.shape[3]}"
-        if keys > MOST_KEYS:
-            return f"it numbers at most {MOST_KEYS} keys, and there are {keys}"
+        if max(query.shape[3], call.value.shape[3]) > kernels.MOST_WIDTH:
+            return f"it takes widths up to {kernels.MOST_WIDTH}; they are {query.shape[3]} and {call.value.shape[3]}"
+        if keys > kernels.MOST_KEYS:
+            return f"it numbers at most {kernels.MOST_KEYS} keys, and there are {keys}"
         if not call.normalizer.is_softmax:
             return f"the normalizer is {call.normalizer.name}, not softmax"
         if call.score.plain_scale(query.shape[3]) is None and call.score.tanh_vector() is None:
