@@ -430,6 +430,20 @@ def test_rows_and_maps_are_seen(keep):
         model(x)
 
 
+@pytest.mark.parametrize("keep", ["views", "stats"])
+def test_what_keys_receive_without_padding_is_seen(keep):
+    model, x = layers(), torch.randn(3, 7, 22)
+    real = torch.arange(7) < torch.tensor([[7], [4], [2]])
+    with torch.no_grad(), watch(model, observe=(limelight.received(real[:, None]), "received"), keep=keep) as seen:
+        model(x)
+    weights = model[0].weights(x).detach()
+    same(seen["0"][0].received(real[:, None]), (weights * real[:, None, :, None]).sum(-2), atol=1e-5)
+    same(seen["0"][0].received(), weights.sum(-2), atol=1e-5)
+    if keep == "stats":
+        with pytest.raises(ArgumentError, match=r"observe: received\(weights\), of these weights, was not asked for"):
+            seen["0"][0].received(~real[:, None])
+
+
 def test_kept_on_the_cpu():
     model, x = layers(), torch.randn(1, 7, 22)
     with watch(model, observe=ALL, offload="cpu") as seen:

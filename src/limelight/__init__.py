@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from limelight.stepwise import Steps, steps
     from limelight.training import resume, train
     from limelight.translator import Translation, Translator
-    from limelight.view import AttentionView, Links, pooled, rollout, rows, top
+    from limelight.view import AttentionView, Links, pooled, received, rollout, rows, top
     from limelight.watch import Seen, Statistics, watch
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ _HOMES = {
     "limelight.stepwise": ("Steps", "steps"),
     "limelight.training": ("resume", "train"),
     "limelight.translator": ("Translation", "Translator"),
-    "limelight.view": ("AttentionView", "Links", "pooled", "rollout", "rows", "top"),
+    "limelight.view": ("AttentionView", "Links", "pooled", "received", "rollout", "rows", "top"),
     "limelight.watch": ("Seen", "Statistics", "watch"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -78,6 +78,7 @@ __all__ = [
     "masks",
     "normalizers",
     "pooled",
+    "received",
     "relative",
     "resume",
     "rollout",

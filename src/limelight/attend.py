@@ -111,7 +111,7 @@ def look(
 
     Arguments: as `attend`, and
         observe: what is to be gathered at once: "received", "entropy", "distance", `top(k)`, `rows(places)`,
-            `pooled(rows, columns)`. The view then holds the answers.
+            `pooled(rows, columns)`, `received(weights)`. The view then holds the answers.
 
     Result: (output, view); arrays give an array for output, and the view answers in tensors. The view's weights are
         those before dropout.

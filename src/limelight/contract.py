@@ -55,7 +55,7 @@ def require_count(name: str, value: object, *, least: int) -> None:
         raise ArgumentError(f"{name} must be an integer of at least {least}; it is {value!r}.")
 
 
-def require_broadcast(name: str, tensor: Tensor, full: Sequence[int]) -> None:
+def require_broadcast(name: str, tensor: Tensor, full: Sequence[int], letters: str = "[..., H, T, S]") -> None:
     """Raise ArgumentError unless the tensor broadcasts to the shape `full`."""
     shape = tensor.shape
     fits = len(shape) <= len(full)
@@ -63,7 +63,7 @@ def require_broadcast(name: str, tensor: Tensor, full: Sequence[int]) -> None:
         fits = all(have in (1, want) for have, want in zip(shape, full[-len(shape) :], strict=True))
     if not fits:
         raise ArgumentError(
-            f"{name}: its shape must broadcast to [..., H, T, S] = {list(full)}; it is {list(shape)}. "
+            f"{name}: its shape must broadcast to {letters} = {list(full)}; it is {list(shape)}. "
             f"Give it axes of size 1 where it is the same, for instance [B, 1, 1, S]."
         )
 

@@ -72,7 +72,8 @@ def watch(
             crossing dots. None: all. A module that stands under several paths has the first of them as its key, and
             may be asked for by any.
         observe: as in `look`: "received", "entropy", "distance", `top(k)`, `rows(places)`, `pooled(rows, columns)`,
-            gathered at once. `rows` must be there in every call that is seen.
+            `received(weights)`, gathered at once. `rows` must be there in every call that is seen, and `weights` must
+            fit it.
         keep: "views": an `AttentionView` per call, with its own copy of query and key and one number per row, so that
             memory grows with T + S, and with mask and bias as the model made them (in `torch.inference_mode`, where
             torch does not tell whether they were changed since, copies of them); "stats": `Statistics`, only what

@@ -5,7 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limelight import additive, alibi, attend, causal, dense, dot, lengths, look, pooled, rows, segments, top, window
+from limelight import (
+    additive,
+    alibi,
+    attend,
+    causal,
+    dense,
+    dot,
+    lengths,
+    look,
+    pooled,
+    rows,
+    segments,
+    top,
+    window,
+)
 from limelight.backends import extension
 from limelight.errors import ArgumentError
 

@@ -57,6 +57,37 @@ def test_observed_answers_outlive_what_they_were_made_of(dtype):
             other()
 
 
+@pytest.mark.parametrize("backend", ["auto", "streaming", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_keys_receive_by_weights_is_kept(backend, dtype, plain, tmp_path):
+    query, key, value = (one.detach() for one in tensors(Sizes(T=29, S=31), dtype=dtype))
+    real, more = torch.rand(2, 1, 29) > 0.4, torch.randn(29, dtype=torch.float64)
+    observe = (limelight.received(real), limelight.received(more), *(["received"] if plain else []))
+    _, view = limelight.look(query, key, value, mask=limelight.causal(), backend=backend, observe=observe)
+    want = view.dense().double()
+    view.save(tmp_path / "one")
+    views = view, view.copy(), copy.deepcopy(view), limelight.AttentionView.open(tmp_path / "one")
+    query.fill_(0.0)
+    for one in views:
+        for weights in (real, more, real.clone()):
+            expected = torch.einsum("nhts,nht->nhs", want, weights.double().expand(2, 3, 29))
+            torch.testing.assert_close(one.received(weights).double(), expected, rtol=1e-4, atol=1e-5)
+        if plain:
+            torch.testing.assert_close(one.received().double(), want.sum(-2), rtol=1e-4, atol=1e-5)
+    with pytest.raises(StaleViewError):
+        view.received(~real)
+
+
+def test_what_keys_receive_by_weights_has_gradients_where_they_are_on():
+    query, key, value = tensors(Sizes(), dtype=torch.float32)
+    weights = torch.rand(5)
+    _, view = limelight.look(query, key, value, observe=limelight.received(weights))
+    assert view.received(weights).requires_grad
+    with torch.no_grad():
+        assert view.received(weights) is view.received(weights)
+
+
 def test_they_count_among_what_is_kept():
     sizes = Sizes(T=11, S=13)
     inputs = [one.detach().float() for one in tensors(sizes)]
@@ -80,6 +111,14 @@ def test_a_matrix_without_queries_or_keys():
         (lambda: limelight.rows([1.0]), r"must be a sequence of integers; it is \[1.0\]"),
         (lambda: limelight.rows([True]), "True and False are no places"),
         (lambda: limelight.rows(torch.tensor([True, False])), "True and False are no places"),
+        (lambda: limelight.received(2.0), "one for each query; it is float. .*for one number"),
+        (lambda: limelight.received(torch.tensor(1.0)), r"it is torch.float32 \[\]"),
+        (lambda: limelight.received(torch.ones(3, requires_grad=True)), "without a gradient"),
+        (lambda: limelight.received(torch.tensor([1.0, torch.nan])), "must be finite"),
+        (
+            lambda: limelight.look(*tensors(Sizes()), observe=limelight.received(torch.ones(3))),
+            r"weights: its shape must broadcast to \[..., H, T\] = \[2, 3, 5\]; it is \[3\]",
+        ),
         (lambda: limelight.pooled(0, 3), "rows must be an integer of at least 1; it is 0"),
         (lambda: limelight.pooled(1, 2.0), "columns must be an integer of at least 1; it is 2.0"),
         (lambda: limelight.pooled(1, 2, "sum"), "reduce must be one of 'mean', 'max'; it is 'sum'"),

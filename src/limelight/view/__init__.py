@@ -2,7 +2,7 @@
 
 from limelight.view.attention import AttentionView
 from limelight.view.mean import MeanView
-from limelight.view.observations import Links, Observation, check_observations, gather_of, pooled, rows, top
+from limelight.view.observations import Links, Observation, check_observations, gather_of, pooled, received, rows, top
 from limelight.view.rollout import rollout
 from limelight.view.sizes import DENSE_LIMIT
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_observations",
     "gather_of",
     "pooled",
+    "received",
     "rollout",
     "rows",
     "top",

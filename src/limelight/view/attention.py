@@ -206,7 +206,7 @@ class AttentionView(VirtualArray):
         """
         if weights is None:
             return self._kept.answer("received")
-        return operator.received(self._kept.call, self._kept.threshold, self.shape[:-2], weights)
+        return self._kept.received_by(weights)
 
     def mean(self, heads: int | Sequence[int] | None = None) -> MeanView:
         """The mean of the weights over all heads, or over those named: a virtual array [..., T, S] in its turn.

@@ -14,11 +14,13 @@ from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gath
 from limelight.backends.select import observed
 from limelight.masks.block import Selector
 from limelight.normalizers import Normalizer
+from limelight.view import operator
 from limelight.view.observations import (
     Answer,
     Links,
     Observation,
     RowWeights,
+    Weighted,
     gather_of,
     map_of,
     tensors_of,
@@ -87,6 +89,14 @@ class Kept:
             seen = getattr(observed(call, NOTHING._replace(**{name: True})), name)
             return self.open(getattr(lookup, name)(call, self.threshold) if seen is None else seen)
 
+    def received_by(self, weights: Any) -> Tensor:
+        """What each key received, each query counting by its weight; in the same way, with gradients if they are on."""
+        tracked = torch.is_grad_enabled() and (self.threshold.requires_grad or getattr(weights, "requires_grad", False))
+        for have in () if tracked else self.answers.values():
+            if isinstance(have, Weighted) and have.is_of(weights):
+                return have.received
+        return operator.received(self.call, self.threshold, self.shape[:-2], weights)
+
     def top(self, k: int) -> Links:
         """The k strongest links, k in [1, S]; in the same way."""
         have = self.answers.get("top")
@@ -139,8 +149,11 @@ class Kept:
         gather = gather_of(observe, self._call) if seen is None else self._call.gather
         if seen is not None:
             self._take(seen, gather)
+        by_weights: list[Tensor] = []
         for one in observe:
-            if one.name == "pooled":
+            if one.weights is not None:
+                by_weights.append(one.weights)
+            elif one.name == "pooled":
                 self.answers[map_of(one.cells, self.shape, one.reduce)[1]] = self.map(one.cells, one.reduce)
             elif one.name == "rows":
                 have = self.answers.get("rows")
@@ -148,10 +161,16 @@ class Kept:
                     self.answers["rows"] = RowWeights(tuple(gather.rows), self.rows(gather.rows))
             elif one.name not in self.answers:
                 self.answers[one.name] = self.top(gather.top) if one.name == "top" else self.answer(one.name)
+        on_the_way = None if seen is None or gather.row_weight is None else seen.received  # of the first weights
+        for place, weights in enumerate(by_weights):
+            with torch.no_grad():
+                found = self.received_by(weights) if place or on_the_way is None else self.open(on_the_way)
+            before = sum(isinstance(one, Weighted) for one in self.answers.values())
+            self.answers[f"weighted {before}"] = Weighted(weights, found)
 
     def _take(self, seen: Gathered, gather: Gather) -> None:
         """Keep what was seen on the way."""
-        if seen.received is not None:
+        if seen.received is not None and gather.row_weight is None:
             self.answers["received"] = self.open(seen.received)
         if seen.entropy is not None:
             self.answers["entropy"] = self.open(seen.entropy)

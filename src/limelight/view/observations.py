@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from limelight.arrays import as_tensor
 from limelight.backends.protocol import NOTHING, Call, Gather
-from limelight.contract import require_choice, require_count
+from limelight.contract import require_broadcast, require_choice, require_count
 from limelight.errors import ArgumentError
+from limelight.numerics import all_finite
 from limelight.view.sizes import DENSE_LIMIT, guard
 
 _NAMES = ("received", "entropy", "distance")
@@ -40,34 +43,75 @@ class RowWeights:
         return [where[place] for place in places] if all(place in where for place in places) else None
 
 
-Answer = Tensor | Links | RowWeights
+class Weighted(NamedTuple):
+    """What each key received, [..., H, S], each query counting by its weight; these broadcast to [..., H, T]."""
+
+    weights: Tensor
+    received: Tensor
+
+    def is_of(self, weights: Any) -> bool:
+        """Whether these are the weights, or equal ones."""
+        mine, given = self.weights, as_tensor(weights)
+        if mine is given:
+            return True
+        if not isinstance(given, Tensor) or given.device != mine.device or given.dtype is not mine.dtype:
+            return False
+        return given.shape == mine.shape and torch.equal(given, mine)
+
+
+Answer = Tensor | Links | RowWeights | Weighted
 
 
 def tensors_of(answer: Answer) -> tuple[Tensor, ...]:
     """The tensors that an answer is made of."""
     if isinstance(answer, Tensor):
         return (answer,)
-    return tuple(answer) if isinstance(answer, Links) else (answer.weights,)
+    return (answer.weights,) if isinstance(answer, RowWeights) else tuple(answer)
 
 
 def through(answer: Answer, function: Callable[[Tensor], Tensor]) -> Answer:
     """The same answer, of what the function makes of its tensors."""
     if isinstance(answer, Tensor):
         return function(answer)
-    if isinstance(answer, Links):
-        return Links(*map(function, answer))
-    return replace(answer, weights=function(answer.weights))
+    if isinstance(answer, RowWeights):
+        return replace(answer, weights=function(answer.weights))
+    return type(answer)(*map(function, answer))
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Something that is gathered when `look` is called: a name, and what `top`, `rows` and `pooled` were asked for."""
+    """Something that is gathered when `look` is called: a name, and what the function of that name was asked for."""
 
     name: str
     k: int = 0
     places: tuple[int, ...] = ()
     cells: tuple[int, int] = (0, 0)
     reduce: str = "mean"
+    weights: Tensor | None = field(default=None, compare=False)
+
+
+def received(weights: Any) -> Observation:
+    """Ask `look(observe=(received(weights),))` for what each key receives, each query counting by its weight.
+
+    `view.received(weights)` then has the answer; with weights of 0 for padding it is what the real queries gave.
+    "received" counts every query as 1. Of several of these in one call one is gathered in its pass, and each other one
+    by a pass of its own.
+
+    Arguments:
+        weights: numbers without a gradient that broadcast to [..., H, T], such as [B, 1, T]; `look` makes sure.
+
+    Errors: ArgumentError for what is no tensor or array of finite real numbers, or wants a gradient.
+    """
+    given = as_tensor(weights)
+    if not isinstance(given, Tensor) or given.is_complex() or not given.ndim or given.requires_grad:
+        kind = type(weights).__name__ if not isinstance(given, Tensor) else f"{given.dtype} {list(given.shape)}"
+        raise ArgumentError(
+            f"received(weights): weights must be a tensor of real numbers without a gradient, one for each query; it "
+            f"is {kind}. With gradients, and for one number, ask view.received(weights)."
+        )
+    if not all_finite(given):
+        raise ArgumentError("received(weights): weights must be finite; there is NaN or inf among them.")
+    return Observation("received", weights=given.detach().clone())
 
 
 def top(k: int) -> Observation:
@@ -141,7 +185,8 @@ def check_observations(observe: str | Observation | Sequence[str | Observation])
         else:
             known = ", ".join(map(repr, _NAMES))
             raise ArgumentError(
-                f"observe: known are {known} and top(k), rows(places), pooled(rows, columns) of limelight; not {one!r}."
+                f"observe: known are {known} and top(k), received(weights), rows(places), pooled(rows, columns) of "
+                f"limelight; not {one!r}."
             )
     return tuple(wanted)
 
@@ -149,6 +194,17 @@ def check_observations(observe: str | Observation | Sequence[str | Observation])
 def all_places(observe: Sequence[Observation], queries: int) -> tuple[int, ...]:
     """The queries whose weights are asked for, in [0, T), ascending, each once. Errors: ArgumentError."""
     return tuple(sorted({place for one in observe if one.places for place in places_in(one.places, queries)}))
+
+
+def row_weights(weights: Tensor, lines: Sequence[int]) -> Tensor | None:
+    """Weights as a pass takes them, float32 [..., H, T]; None of float64.
+
+    Errors: ArgumentError where they do not broadcast to `lines`.
+    """
+    require_broadcast("weights", weights, lines, "[..., H, T]")
+    if weights.dtype is torch.float64:
+        return None
+    return weights.to(torch.float32).expand(tuple(lines))
 
 
 def map_of(cells: Sequence[int], shape: Sequence[int], reduce: str) -> tuple[tuple[int, int], str]:
@@ -166,12 +222,16 @@ def gather_of(observe: Sequence[Observation], call: Call) -> Gather:
         return NOTHING
     heads, queries = call.query.shape[1:3]
     shape = (*call.lead, heads, queries, call.key.shape[2])
-    names = {one.name for one in observe}
+    names = {one.name for one in observe if one.weights is None}
     most = max(one.k for one in observe)
     places = all_places(observe, queries)
     if places:
         guard((*shape[:-2], len(places), shape[-1]), call.dtype(), DENSE_LIMIT)
     gather = Gather("received" in names, "entropy" in names, min(most, shape[-1]), "distance" in names, rows=places)
+    by_weights = [row_weights(one.weights, shape[:-1]) for one in observe if one.weights is not None]
+    if by_weights and by_weights[0] is not None and not gather.received:
+        row_weight = by_weights[0].reshape(call.query.shape[:3]).contiguous()
+        gather = gather._replace(received=True, row_weight=row_weight)
     first = next((one for one in observe if one.name == "pooled"), None)
     if first is None:
         return gather

@@ -18,7 +18,7 @@ from limelight.backends.protocol import Call
 from limelight.contract import accumulation_dtype, float_dtypes
 from limelight.devices import find_device
 from limelight.errors import ArgumentError, LimelightError, RunFolderError, ViewFileError
-from limelight.view.observations import Answer, Links, RowWeights, map_of
+from limelight.view.observations import Answer, Links, RowWeights, Weighted, map_of
 from limelight.view.parts import (
     MORE,
     PLAIN,
@@ -155,7 +155,7 @@ def _parts(answer: Answer) -> dict[str, Tensor]:
     """An answer as tensors, each by what its name has behind that of the answer."""
     if isinstance(answer, Tensor):
         return {"": answer}
-    if isinstance(answer, Links):
+    if isinstance(answer, (Links, Weighted)):
         return {f".{part}": one for part, one in answer._asdict().items()}
     return {".places": torch.tensor(answer.places, dtype=torch.int64), ".weights": answer.weights}
 
@@ -164,9 +164,15 @@ def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dt
     """The answers again, each held against the shape [..., H, T, S] of the matrix and the dtype of its weights."""
     integers = ("top.indices", "rows.places")
     for name, one in tensors.items():
-        if one.dtype is not (torch.int64 if name in integers else dtype):
+        weights = name.startswith("weighted ") and name.endswith(".weights")  # of any dtype
+        if not weights and one.dtype is not (torch.int64 if name in integers else dtype):
             raise ValueError(f"the answer {name}")
     per_query, per_key = shape[:-1], (*shape[:-2], shape[-1])
+    names = {name.partition(".")[0] for name in tensors if name.startswith("weighted ")}
+    weighted = {name: Weighted(*(tensors.pop(f"{name}.{part}") for part in Weighted._fields)) for name in names}
+    for name, one in weighted.items():
+        if one.received.shape != per_key or not _fits_end(one.weights, per_query):
+            raise ValueError(f"the answer {name}")
     top = {name.removeprefix("top."): tensors.pop(name) for name in list(tensors) if name.startswith("top.")}
     rows = {name.removeprefix("rows."): tensors.pop(name) for name in list(tensors) if name.startswith("rows.")}
     for name, one in tensors.items():
@@ -178,7 +184,7 @@ def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dt
             fits = one.shape == known.get(name)
         if not fits:
             raise ValueError(f"the answer {name}")
-    answers: dict[str, Answer] = {**tensors}
+    answers: dict[str, Answer] = {**tensors, **weighted}
     if top:
         answers["top"] = links = Links(**top)
         if not links.indices.shape == links.weights.shape == (*per_query, links.weights.shape[-1]):
@@ -190,6 +196,12 @@ def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dt
         if not inside or rows["weights"].shape != (*shape[:-2], len(places), shape[-1]):
             raise ValueError("the answer rows")
     return answers
+
+
+def _fits_end(tensor: Tensor, full: tuple[int, ...]) -> bool:
+    """Whether it broadcasts to the last axes of `full`."""
+    last = full[len(full) - tensor.ndim :]
+    return tensor.ndim <= len(full) and all(have in (1, want) for have, want in zip(tensor.shape, last, strict=True))
 
 
 def _more(call: Call, tensors: dict[str, Tensor]) -> Facts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Links, Observation
 from limelight.view.kept import bytes_of
-from limelight.view.observations import RowWeights, all_places, as_integers, map_of, places_in
+from limelight.view.observations import RowWeights, Weighted, all_places, as_integers, map_of, places_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +30,14 @@ class Statistics:
     _distance: Tensor | None = None
     _rows: RowWeights | None = None
     _maps: Mapping[str, Tensor] = field(default_factory=dict)
+    _weighted: Sequence[Weighted] = ()
 
-    def received(self) -> Tensor:
-        """Σ_i w_ij, [..., H, S]. ArgumentError if "received" was not in `observe`."""
-        return self._received if self._received is not None else self._missing('"received"')
+    def received(self, weights: Any = None) -> Tensor:
+        """Σ_i c_i w_ij, [..., H, S], c being 1 or the weights. ArgumentError if that was not in `observe`."""
+        if weights is None:
+            return self._received if self._received is not None else self._missing('"received"')
+        found = next((one.received for one in self._weighted if one.is_of(weights)), None)
+        return found if found is not None else self._missing("received(weights), of these weights,")
 
     def entropy(self) -> Tensor:
         """The entropy of each query in nats, [..., H, T]. ArgumentError if "entropy" was not in `observe`."""
@@ -70,6 +74,7 @@ class Statistics:
     def kept_tensors(self) -> Iterator[Tensor]:
         """These tensors."""
         tensors = [self._received, self._entropy, self._distance, *(self._top or ()), *self._maps.values()]
+        tensors += [one for pair in self._weighted for one in pair]
         tensors.append(None if self._rows is None else self._rows.weights)
         return (one for one in tensors if one is not None)
 
@@ -90,7 +95,8 @@ def statistics(
         tensor = tensor if sole else tensor.clone()
         return tensor if device is None else tensor.to(device)
 
-    names = {one.name for one in observe}
+    names = {one.name for one in observe if one.weights is None}
+    by_weights = [one.weights for one in observe if one.weights is not None]
     most = max((one.k for one in observe), default=0)
     places = all_places(observe, view.shape[-2])
     maps = [(one.cells, one.reduce) for one in observe if one.name == "pooled"]
@@ -102,6 +108,7 @@ def statistics(
         there(view.distance()) if "distance" in names else None,
         RowWeights(places, there(view.rows(places))) if places else None,
         {map_of(cells, view.shape, how)[1]: there(view.map(*cells, reduce=how)) for cells, how in maps},
+        [Weighted(one if device is None else one.to(device), there(view.received(one))) for one in by_weights],
     )
 
 
