@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -317,6 +319,17 @@ def test_views_where_the_attentions_are(case):
                 atol=2e-5,
                 rtol=1e-3,
             )
+
+
+@pytest.mark.parametrize("name", ["gptj", "falcon", "git", "sam"])
+def test_models_with_tables_are_copied_and_pickled(name):
+    case = CASES[name]
+    given, _ = inputs(case)
+    model = built(case, "limelight")
+    with torch.no_grad():
+        expected = model(**given)[case.output]
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(**given)[case.output], expected)
 
 
 def test_gradients_are_those_of_eager():

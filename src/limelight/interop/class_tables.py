@@ -28,7 +28,10 @@ def fill_tables(name: str, attention: Attention) -> None:
     for place, table_name, make in _TABLES:
         table: Table | None = getattr(importlib.import_module(f"transformers.models.{place}"), table_name, None)
         if table is not None and name not in table:
-            table[name] = make(table, attention)
+            made = table[name] = make(table, attention)
+            # Found by its name when a model is unpickled, after `register()`.
+            made.__module__, made.__qualname__ = __name__, f"{table_name}_ENTRY"
+            globals()[made.__qualname__] = made
 
 
 class _Rerouted(TorchFunctionMode):
@@ -102,7 +105,9 @@ class _OnSdpa:
         self.of = config
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["of"], name)
+        if name == "of":  # of one that is being copied, and has nothing yet
+            raise AttributeError(name)
+        return getattr(self.of, name)
 
 
 def _by_method(

@@ -228,7 +228,9 @@ class Kept:
         assert query is not None
         assert key is not None
         assert value is not None
-        mask = None if call.mask is None else call.mask.mapped(shared)
+        mask = call.mask
+        if mask is not None and (device is not None or any(one.is_inference() for _, one in mask_tensors("", mask))):
+            mask = mask.mapped(shared)  # a mask that stays the same keeps what it has worked out
         others = [None if one is None else shared(one) for one in others]
         call = call.with_tensors(own(query), own(key), own(value), *others).changed(mask=mask)
         if call.score.parameters:
