@@ -235,6 +235,9 @@ def test_changed_files(tmp_path):
         lambda facts, parts: parts.update({"answer.received": torch.zeros(2, 3, 11)}),
         lambda facts, parts: parts.update({"answer.received": torch.zeros(2, 3, 13, dtype=torch.int8)}),
         lambda facts, parts: parts.update({"answer.other": torch.zeros(2, 3, 11)}),
+        lambda facts, parts: parts.update(
+            {"answer.weighted 0.weights": torch.ones(5), "answer.weighted 0.received": torch.zeros(2, 3, 13)}
+        ),
         lambda facts, parts: parts.update({"answer.top.indices": torch.zeros(2, 3, 11, 2)}),
         lambda facts, parts: parts.update(
             {"answer.top.indices": torch.zeros(2, 3, 11, 2), "answer.top.weights": torch.zeros(2, 3, 11, 2)}

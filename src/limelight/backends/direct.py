@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limelight.backends import extension
-from limelight.backends.kernels import MOST_WIDTH, room
+from limelight.backends.kernels import MOST_WIDTH, TYPES, room
 from limelight.contract import exporting
 from limelight.masks import Mask
 from limelight.masks.causal import Causal
@@ -29,7 +29,9 @@ def attend(query: Any, key: Any, value: Any, score: Score | None, mask: Mask | N
     """softmax(scale q kᵀ) v where no gradient is wanted, no mask or `causal()` or `lengths`; None for the long road."""
     if torch.compiler.is_compiling() or exporting():
         return None
-    if not (_plain(query) and _plain(key) and _plain(value) and query.is_cpu and value.shape[3] <= MOST_WIDTH):
+    if not (_plain(query) and _plain(key) and _plain(value) and query.is_cpu):
+        return None
+    if query.dtype not in TYPES or value.shape[3] > MOST_WIDTH:
         return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from limelight.backends.protocol import Call
-from limelight.contract import accumulation_dtype, float_dtypes
+from limelight.contract import accumulation_dtype, float_dtypes, require_broadcast
 from limelight.devices import find_device
 from limelight.errors import ArgumentError, LimelightError, RunFolderError, ViewFileError
 from limelight.view.observations import Answer, Links, RowWeights, Weighted, map_of
@@ -171,7 +171,8 @@ def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dt
     names = {name.partition(".")[0] for name in tensors if name.startswith("weighted ")}
     weighted = {name: Weighted(*(tensors.pop(f"{name}.{part}") for part in Weighted._fields)) for name in names}
     for name, one in weighted.items():
-        if one.received.shape != per_key or not _fits_end(one.weights, per_query):
+        require_broadcast("weights", one.weights, per_query)
+        if one.received.shape != per_key:
             raise ValueError(f"the answer {name}")
     top = {name.removeprefix("top."): tensors.pop(name) for name in list(tensors) if name.startswith("top.")}
     rows = {name.removeprefix("rows."): tensors.pop(name) for name in list(tensors) if name.startswith("rows.")}
@@ -196,12 +197,6 @@ def _answers(tensors: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dt
         if not inside or rows["weights"].shape != (*shape[:-2], len(places), shape[-1]):
             raise ValueError("the answer rows")
     return answers
-
-
-def _fits_end(tensor: Tensor, full: tuple[int, ...]) -> bool:
-    """Whether it broadcasts to the last axes of `full`."""
-    last = full[len(full) - tensor.ndim :]
-    return tensor.ndim <= len(full) and all(have in (1, want) for have, want in zip(tensor.shape, last, strict=True))
 
 
 def _more(call: Call, tensors: dict[str, Tensor]) -> Facts:
