@@ -163,17 +163,14 @@ limelight::ActivationDropout activation_dropout_of(nb::tuple numbers) {
 }
 
 // A dot product without anything besides: whether its tensors can be read and fit, and the call is now in `call`.
-bool plain(const limelight::Reader& reader, nb::handle query, nb::handle key, nb::handle value, nb::handle output,
-           Forward& call) {
-  limelight::Borrowed q, k, v, o;
-  if (!reader.read(query, q) || !reader.read(key, k) || !reader.read(value, v) || !reader.read(output, o)) return false;
+bool plain(const limelight::Reader& reader, nb::handle query, nb::handle key, nb::handle value, Call& call) {
+  limelight::Borrowed q, k, v;
+  if (!reader.read(query, q) || !reader.read(key, k) || !reader.read(value, v)) return false;
   call.N = q.size[0], call.H = q.size[1], call.T = q.size[2], call.D = q.size[3];
   call.G = k.size[1], call.S = k.size[2], call.E = v.size[3];
   call.type = q.type;
-  if (k.type != q.type || v.type != q.type || o.type != q.type) return false;
-  if (k.size[0] != call.N || v.size[0] != call.N || v.size[1] != call.G || v.size[2] != call.S || k.size[3] != call.D)
+  if (k.type != q.type || v.type != q.type || !v.is(call.N, call.G, call.S, call.E) || !k.is(call.N, call.G, call.S, call.D))
     return false;
-  if (o.size[0] != call.N || o.size[1] != call.H || o.size[2] != call.T || o.size[3] != call.E) return false;
   constexpr int64_t most_width = int64_t{1} << 16, most_keys = (int64_t{1} << 31) - 1;
   constexpr double most_numbers = 281474976710656.0;  // 2^48
   const double heads = static_cast<double>(call.N) * static_cast<double>(call.H);
@@ -181,9 +178,34 @@ bool plain(const limelight::Reader& reader, nb::handle query, nb::handle key, nb
   if (call.N < 1 || call.G < 1 || call.H < call.G || call.H % call.G || call.T < 1 || call.S < 1 || call.D < 1 || call.E < 1)
     return false;
   if (std::max(call.D, call.E) > most_width || call.S > most_keys || heads * length * width > most_numbers) return false;
-  call.query = q.tensor, call.key = k.tensor, call.value = v.tensor, call.output = o.tensor;
+  call.query = q.tensor, call.key = k.tensor, call.value = v.tensor;
   return true;
 }
+
+// What else a plain call is: its scale, and that key j of query i is allowed for j <= i + high and j < lengths[n].
+struct Plain {
+  double scale;
+  int64_t high;
+  uint64_t lengths;
+  int threads;
+  void put_into(Call& call) const {
+    call.scale = static_cast<float>(scale);
+    call.mask.high = high;
+    call.mask.lengths = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(lengths));
+    call.threads = threads;
+  }
+};
+
+// Whether the object is a tensor of that type and size, which is now in `to`.
+bool fits(const limelight::Reader& reader, nb::handle object, limelight::Type type, int64_t n, int64_t heads, int64_t rows,
+          int64_t columns, Tensor& to) {
+  limelight::Borrowed found;
+  if (!reader.read(object, found) || found.type != type || !found.is(n, heads, rows, columns)) return false;
+  to = found.tensor;
+  return true;
+}
+
+float* floats(uint64_t address) { return reinterpret_cast<float*>(static_cast<uintptr_t>(address)); }
 
 template <class Result, class Kind>
 Result run(Result (*kernel)(const Kind&), const Kind& call) {
@@ -216,19 +238,44 @@ NB_MODULE(_native, module) {
   module.def(
       "plain_dot",
       [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, double scale, int64_t high, uint64_t lengths,
-         int threads) {
+         int threads, uint64_t lse, uint64_t rows, uint64_t exact, nb::tuple observed) {
         static const limelight::Reader reader(query.type());
         Forward call;
-        if (!plain(reader, query, key, value, output, call)) return false;
-        call.scale = static_cast<float>(scale);
-        call.mask.high = high;
-        call.mask.lengths = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(lengths));
-        call.threads = threads;
+        if (!plain(reader, query, key, value, call)) return false;
+        if (!fits(reader, output, call.type, call.N, call.H, call.T, call.E, call.output)) return false;
+        Plain{scale, high, lengths, threads}.put_into(call);
+        call.lse = floats(lse), call.rows = floats(rows), call.exact = floats(exact);
+        Numbers from(observed);
+        if (from.more()) read(from, call.seen);
+        from.end();
         return run(limelight::kernels().dot_forward, call);
       },
+      nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg() = 0, nb::arg() = 0,
+      nb::arg() = 0, nb::arg() = nb::make_tuple(),
       "Run softmax(scale q k') v, tensors [N, H, T, D], [N, G, S, D], [N, G, S, E] into output [N, H, T, E], key j of query i\n"
-      "being allowed for j <= i + high and j < lengths[n], an address of N int64 or 0. False where that is no such call, or NaN\n"
-      "or inf stands in it: output is of no use then.");
+      "being allowed for j <= i + high and j < lengths[n], an address of N int64 or 0; then, in this order, the threads, the\n"
+      "addresses of lse, rows and output in fp32, or 0, and what is observed, as in the tuple of dot_forward. False where that\n"
+      "is no such call, or NaN or inf stands in it: output is of no use then.");
+  module.def(
+      "plain_dot_backward",
+      [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, nb::handle grad_output, nb::handle grad_query,
+         nb::handle grad_key, nb::handle grad_value, double scale, int64_t high, uint64_t lengths, int threads, uint64_t lse,
+         uint64_t rows) {
+        static const limelight::Reader reader(query.type());
+        Backward call;
+        if (!plain(reader, query, key, value, call)) return false;
+        if (!fits(reader, output, limelight::Type::f32, call.N, call.H, call.T, call.E, call.output) ||
+            !fits(reader, grad_output, call.type, call.N, call.H, call.T, call.E, call.grad_output) ||
+            !fits(reader, grad_query, call.type, call.N, call.H, call.T, call.D, call.grad_query) ||
+            !fits(reader, grad_key, call.type, call.N, call.G, call.S, call.D, call.grad_key) ||
+            !fits(reader, grad_value, call.type, call.N, call.G, call.S, call.E, call.grad_value))
+          return false;
+        Plain{scale, high, lengths, threads}.put_into(call);
+        call.lse = floats(lse), call.rows = floats(rows);
+        return run(limelight::kernels().dot_backward, call);
+      },
+      "The backward pass of plain_dot: its tensors, output in fp32, the gradient of output, room for those of query, key and\n"
+      "value, then the numbers as there, and the addresses of lse and rows as it left them.");
   module.def(
       "additive_forward", [](nb::tuple call) { return run(limelight::kernels().additive_forward, forward_of(call)); }, about);
   module.def(

@@ -40,6 +40,9 @@ struct Borrowed {
   Tensor tensor;
   int64_t size[4];
   Type type;
+  bool is(int64_t n, int64_t heads, int64_t rows, int64_t columns) const {
+    return size[0] == n && size[1] == heads && size[2] == rows && size[3] == columns;
+  }
 };
 
 // How tensors of a class are read; nothing can be where the class does not have the interface.

@@ -14,7 +14,7 @@ from torch import Tensor
 from limelight import listening
 from limelight.arrays import Array, is_array, tensors_of
 from limelight.backends import direct
-from limelight.backends.protocol import SOFTMAX, Call
+from limelight.backends.protocol import SOFTMAX, Call, Result
 from limelight.backends.select import BACKENDS, choose
 from limelight.biases import Bias
 from limelight.contract import accumulation_dtype, check_bias, check_dropout, check_inputs, check_sink
@@ -83,8 +83,9 @@ def attend(
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
         options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.attend(query, key, value, options)
-    if backend == "auto" and bias is None and sink is None and normalizer is None and not dropout:
-        found: Any = direct.attend(query, key, value, score, mask)
+    if backend in direct.BACKENDS and bias is None and sink is None and normalizer is None and not dropout:
+        plain = direct.plain(query, key, value, score, mask)
+        found: Any = None if plain is None else direct.attend(plain)
         if found is not None:
             return found
     call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=False)
@@ -132,14 +133,29 @@ def look(
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
         options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.look(query, key, value, options, observe)
-    call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=True)
-    call.gather = gather_of(observe, call)
-    result = choose(call, backend).run(call)
+    found: tuple[Call, Result] | None = None
+    if backend in direct.BACKENDS and bias is None and sink is None and normalizer is None and not dropout:
+        found = _plainly(direct.plain(query, key, value, score, mask), observe)
+    if found is None:
+        call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=True)
+        call.gather = gather_of(observe, call)
+        found = call, choose(call, backend).run(call)
+    call, result = found
     assert result.lse is not None
     view = AttentionView(Kept(call, result.lse, result.weights))
     view.gather(observe, result.gathered)
     output: Any = result.output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:]), view
+
+
+def _plainly(plain: direct.Plain | None, observe: tuple[Observation, ...]) -> tuple[Call, Result] | None:
+    """A call of `look` and its result, if it can go the shortest road."""
+    if plain is None or plain.wants_gradients():
+        return None
+    call = plain.call(wants_lse=True)
+    call.gather = gather_of(observe, call)
+    result = direct.look(plain, call)
+    return None if result is None else (call, result)
 
 
 @dataclass(frozen=True)

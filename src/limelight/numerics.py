@@ -30,6 +30,11 @@ def has_numbers(tensor: Tensor) -> bool:
     return not (wraps or _is_functorch_wrapped(tensor))
 
 
+def transformed() -> bool:
+    """Whether a transformation of `torch.func` runs, which wants no autograd function of ours in its gradients."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
+
+
 def forward_mode(tensors: Iterable[Tensor | None]) -> bool:
     """Whether one of them carries a tangent, of `torch.autograd.forward_ad`."""
     if forward_ad._current_level < 0:

@@ -11,6 +11,7 @@ from tests.support.tolerance import assert_near
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import limelight
+from limelight import attend, causal, lengths, look
 from limelight.backends import extension
 from limelight.errors import ArgumentError, BackendError
 
@@ -129,3 +130,25 @@ def test_tensors_without_numbers_are_not_given_to_the_kernels():
         query = torch.randn(shape)
         assert "FakeTensor without numbers" in str(limelight.explain(query, query, query).reasons["native"])
         assert limelight.attend(query, query, query).shape == shape
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
+@pytest.mark.parametrize("mask", [None, causal(), lengths(torch.tensor([1, 2, 4]))])
+@pytest.mark.parametrize("derivative", [torch.func.grad, torch.func.jacrev, torch.func.jacfwd, torch.func.hessian])
+def test_the_derivatives_of_torch_func_are_those_of_the_reference(mask, derivative):
+    query, key, value = (torch.randn(3, 2, 4, 8, dtype=torch.float64) for _ in range(3))
+
+    def total(backend):
+        return lambda query: attend(query, key, value, mask=mask, backend=backend).sin().sum()
+
+    torch.testing.assert_close(derivative(total("auto"))(query), derivative(total("reference"))(query))
+
+
+def test_torch_func_takes_gradients_beside_those_of_autograd():
+    query, key, value = (torch.randn(1, 2, 4, 8, requires_grad=True) for _ in range(3))
+    factor = torch.func.grad(lambda factor: (attend(query, key, value) * factor).sum())(torch.tensor(2.0))
+    torch.testing.assert_close(factor, attend(query, key, value).sum())
+    assert factor.requires_grad
+    view_slope = torch.func.grad(lambda query: look(query, key, value)[1].dense()[0, 0, 0, 1])(query)
+    assert view_slope[0, 0, 0].abs().sum() > 0
+    assert view_slope[0, 1].abs().sum() == 0

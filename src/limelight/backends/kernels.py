@@ -23,7 +23,7 @@ _NOTHING = (0, 0, 0, 0, 0)
 _UNMASKED = (EVERYTHING.low, EVERYTHING.high, 0, 0, 0, *_NOTHING)
 """A mask that allows everything."""
 
-_NOTHING_SEEN = Gathered()
+NOTHING_SEEN = Gathered()
 
 
 class Kept(NamedTuple):
@@ -43,17 +43,16 @@ def forward(call: Call, tracked: bool) -> tuple[Result, Kept | None] | None:
     exact = None
     if tracked and query.dtype is not torch.float32:
         exact = query.new_empty(n, heads, queries, call.value.shape[3], dtype=torch.float32)
-    seen = _NOTHING_SEEN if gather is NOTHING else _room(call, gather)
+    seen = NOTHING_SEEN if gather is NOTHING else room_for(call)
     numbers, kept_alive = _common(call)
-    observed = () if gather is NOTHING else _seen_place(seen, gather, kept_alive)
+    observed = () if gather is NOTHING else seen_place(seen, gather, kept_alive)
     module = extension.native()
     assert module is not None
     kernel = module.dot_forward if call.score.tanh_vector() is None else module.additive_forward
     if not kernel((*numbers, *_place(output), _address(lse), _address(rows), _address(exact), *observed)):
         return None
     del kept_alive
-    if seen.pooled is not None and gather.reduce == "mean":
-        mean_of_sums(seen.pooled, queries, call.key.shape[2])
+    finish(seen, call)
     kept = None if rows is None else Kept(rows, output if exact is None else exact)
     return Result(output, lse, None, seen), kept
 
@@ -184,8 +183,9 @@ def careful_backward(
     return *inputs, *grads[3:]
 
 
-def _room(call: Call, gather: Gather) -> Gathered:
-    """Where the kernels put what they observe."""
+def room_for(call: Call) -> Gathered:
+    """Where the kernels put what `call.gather` asks for."""
+    gather = call.gather
     n, heads, queries, _ = call.query.shape
     keys = call.key.shape[2]
     empty, zeros, wide = call.query.new_empty, call.query.new_zeros, torch.float32
@@ -203,7 +203,13 @@ def _room(call: Call, gather: Gather) -> Gathered:
     )
 
 
-def _seen_place(seen: Gathered, gather: Gather, alive: list[Tensor]) -> tuple[int, ...]:
+def finish(seen: Gathered, call: Call) -> None:
+    """What the kernels leave to be done, in place."""
+    if seen.pooled is not None and call.gather.reduce == "mean":
+        mean_of_sums(seen.pooled, call.query.shape[2], call.key.shape[2])
+
+
+def seen_place(seen: Gathered, gather: Gather, alive: list[Tensor]) -> tuple[int, ...]:
     """Where what is observed goes; a call that observes nothing ends before these numbers."""
     indices, weights = (None, None) if seen.top is None else seen.top
     places = (seen.entropy, seen.distance, seen.received, gather.row_weight, indices, weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from limelight.backends.exported import Exported
 from limelight.backends.fused import Fused
 from limelight.backends.native import Native
@@ -10,11 +12,16 @@ from limelight.backends.reference import Reference
 from limelight.backends.streaming import Streaming
 from limelight.contract import exporting
 from limelight.errors import ArgumentError, BackendError
+from limelight.numerics import transformed
 
-_STREAMING = Streaming()
+CAREFUL = Streaming()
+"""Who keeps NaN and inf behind the mask, where the kernels meet them."""
+
 _EXPORTED = Exported()
 
-BACKENDS: tuple[Backend, ...] = (Native(_STREAMING), Fused(), _STREAMING, Reference())
+_REFERENCE = Reference()
+
+BACKENDS: tuple[Backend, ...] = (Native(CAREFUL), Fused(), CAREFUL, _REFERENCE)
 """Every backend, in the order in which `auto` asks: it takes the first that is fastest for the call and can run it."""
 
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
@@ -27,6 +34,9 @@ def choose(call: Call, name: str) -> Backend:
     """
     if name == "auto" and exporting():
         return _EXPORTED
+    if name == "auto" and transformed() and torch.is_grad_enabled():
+        if any(one is not None and one.requires_grad for one in call.tensors()):
+            return _REFERENCE  # the one whose gradients torch.func can take, and those of the gradients
     if name == "auto":
         for backend in BACKENDS:
             if backend.fastest(call) and backend.refusal(call) is None:

@@ -90,6 +90,9 @@ class Observation:
     weights: Tensor | None = field(default=None, compare=False)
 
 
+_NAMED = {name: Observation(name) for name in _NAMES}
+
+
 def received(weights: Any) -> Observation:
     """Ask `look(observe=(received(weights),))` for what each key receives, each query counting by its weight.
 
@@ -180,8 +183,8 @@ def check_observations(observe: str | Observation | Sequence[str | Observation])
     for one in observe if isinstance(observe, Iterable) and not isinstance(observe, str) else (observe,):
         if isinstance(one, Observation):
             wanted.append(one)
-        elif one in _NAMES:
-            wanted.append(Observation(one))
+        elif isinstance(one, str) and one in _NAMED:
+            wanted.append(_NAMED[one])
         else:
             known = ", ".join(map(repr, _NAMES))
             raise ArgumentError(
@@ -224,7 +227,7 @@ def gather_of(observe: Sequence[Observation], call: Call) -> Gather:
     shape = (*call.lead, heads, queries, call.key.shape[2])
     names = {one.name for one in observe if one.weights is None}
     most = max(one.k for one in observe)
-    places = all_places(observe, queries)
+    places = all_places(observe, queries) if "rows" in names else ()
     if places:
         guard((*shape[:-2], len(places), shape[-1]), call.dtype(), DENSE_LIMIT)
     gather = Gather("received" in names, "entropy" in names, min(most, shape[-1]), "distance" in names, rows=places)
