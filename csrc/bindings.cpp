@@ -260,7 +260,7 @@ NB_MODULE(_native, module) {
       "plain_dot_backward",
       [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, nb::handle grad_output, nb::handle grad_query,
          nb::handle grad_key, nb::handle grad_value, double scale, int64_t high, uint64_t lengths, int threads, uint64_t lse,
-         uint64_t rows) {
+         uint64_t rows, uint64_t grad_lse) {
         static const limelight::Reader reader(query.type());
         Backward call;
         if (!plain(reader, query, key, value, call)) return false;
@@ -271,11 +271,11 @@ NB_MODULE(_native, module) {
             !fits(reader, grad_value, call.type, call.N, call.G, call.S, call.E, call.grad_value))
           return false;
         Plain{scale, high, lengths, threads}.put_into(call);
-        call.lse = floats(lse), call.rows = floats(rows);
+        call.lse = floats(lse), call.rows = floats(rows), call.grad_lse = floats(grad_lse);
         return run(limelight::kernels().dot_backward, call);
       },
       "The backward pass of plain_dot: its tensors, output in fp32, the gradient of output, room for those of query, key and\n"
-      "value, then the numbers as there, and the addresses of lse and rows as it left them.");
+      "value, then the numbers as there, and the addresses of lse and rows as it left them and of the gradient of lse, or 0.");
   module.def(
       "additive_forward", [](nb::tuple call) { return run(limelight::kernels().additive_forward, forward_of(call)); }, about);
   module.def(

@@ -129,10 +129,10 @@ class DotDecode {
   void join(RowSums& keys, const RowSums& other, float* sums, const float* more) const {
     const float m = std::max(keys.m, other.m);
     if (m == -INF) return;
-    const float fall = keys.m - m, other_fall = other.m - m, change = exp_scalar(fall), other_change = exp_scalar(other_fall);
-    // An empty piece has sums of 0 and a fall without end.
-    const float spread = keys.total == 0 ? 0.0f : (keys.spread + keys.total * fall) * change;
-    const float other_spread = other.total == 0 ? 0.0f : (other.spread + other.total * other_fall) * other_change;
+    const float fall = fall_of(keys.m, m), other_fall = fall_of(other.m, m);
+    const float change = exp_scalar(fall), other_change = exp_scalar(other_fall);
+    const float spread = (keys.spread + keys.total * fall) * change;
+    const float other_spread = (other.spread + other.total * other_fall) * other_change;
     keys = {m, keys.total * change + other.total * other_change, spread + other_spread,
             keys.away * change + other.away * other_change};
     for (int64_t x = 0; x < width_; x += W) store(sums + x, load(sums + x) * change + load(more + x) * other_change);

@@ -78,6 +78,9 @@ LL_INLINE Highest highest(const float* s, int64_t first, int64_t last) {
   return found;
 }
 
+// How far a maximum lies under a higher one, but no farther than where e^fall is 0: times a sum it has to stay finite.
+inline float fall_of(float before, float m) { return std::max(before - m, -1000.0f); }
+
 // p = e^(s - m) of scores s [first, last) of row r, with m and the sums brought up to date. Ends are multiples of W; p may
 // be s. `beyond`: how far the key of s[0] lies beyond the query's own place.
 template <bool SPREAD, bool AWAY>
@@ -106,7 +109,7 @@ LL_INLINE void soften(RowState& state, int64_t r, const Highest& high, const flo
   total += total_2, spread += spread_2, away += away_2;
   const vf sum = load(state.total + r * W);
   if constexpr (SPREAD) {
-    const float fall = before == -INF ? 0.0f : before - m;
+    const float fall = before == -INF ? 0.0f : fall_of(before, m);
     store(state.spread + r * W, (load(state.spread + r * W) + sum * fall) * change + spread);
   }
   if constexpr (AWAY) store(state.away + r * W, load(state.away + r * W) * change + away);
@@ -167,7 +170,7 @@ LL_INLINE RowEnds ends_of_rows(const RowsSums& keys, float sink) {
     ends.lse = empty ? splat(-INF) : keys.m + log_sum;
   } else {
     ends.m = larger(keys.m, splat(sink));
-    fall = keys.m - ends.m;
+    fall = larger(keys.m - ends.m, splat(-1000.0f));
     const vf change = exp(fall), sum = keys.total * change + exp(sink - ends.m);
     ends.inverse = 1.0f / sum, ends.by = change * ends.inverse;
     log_sum = log(sum);

@@ -51,13 +51,6 @@ class Torch(nn.Module):
         return scores.softmax(-1)
 
 
-class Eager(nn.Module):
-    """Attention that nobody can catch."""
-
-    def forward(self, x):
-        return torch.softmax(x @ x.mT / x.shape[-1] ** 0.5, -1) @ x
-
-
 def layers(count=2, **options):
     return nn.Sequential(*(Torch(**options) for _ in range(count)))
 
@@ -759,20 +752,151 @@ def test_modules_are_hooked_only_where_it_takes_that(monkeypatch, compiled):
         lambda a, b: torch.matmul(input=a, other=b),
     ],
 )
-def test_attention_that_cannot_be_seen_is_named(product):
+@pytest.mark.parametrize("keep", ["views", "stats"])
+def test_a_softmax_of_products_of_query_and_key_is_attention(product, keep):
     class Einsum(nn.Module):
         def forward(self, x):
             return F.softmax(input=product(x, x.mT) + 0.5, dim=-1) @ x
 
-    model, x = nn.Sequential(Torch(), Einsum()), torch.randn(1, 5, 22)
-    with (
-        pytest.warns(UserWarning, match="1: it multiplies query and key and takes the softmax itself"),
-        watch(model) as seen,
-    ):
+    model, x = nn.Sequential(Torch(), Einsum()), torch.randn(3, 5, 22)
+    expected, between = model(x), model[0](x)
+    with watch(model, layers="1", observe=ALL, keep=keep) as seen:
+        assert torch.equal(model(x), expected)
+        model(x[:1])
+    assert not seen.unseen
+    assert [one.shape for one in seen["1"]] == [(3, 1, 5, 5), (1, 1, 5, 5)]
+    weights = (between @ between.mT).softmax(-1).detach().unsqueeze(1)
+    one = seen["1"][0]
+    same(one.received(), weights.sum(-2))
+    same(one.entropy(), torch.special.entr(weights).sum(-1))
+    same(one.top(2).weights, weights.topk(2).values)
+    if keep == "views":
+        same(one.dense(), weights)
+        same(one[..., 1:3, [0, 4]], weights[..., 1:3, [0, 4]])
+        assert not one.lse.requires_grad
+
+
+class Heads(nn.Module):
+    """Attention by hand with its heads folded into the batch, `extra` logits beside the scores, and dropout."""
+
+    def __init__(self, heads=2, sink=False, dropout=0.0):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.sink = nn.Parameter(torch.randn(heads)) if sink else None
+
+    def forward(self, x, mask=None):
+        folded = x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+        scores = torch.bmm(folded, folded.mT)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        if self.sink is not None:
+            extra = self.sink.repeat(len(x)).view(-1, 1, 1).expand(-1, x.shape[1], 1)
+            scores = torch.cat([scores, extra], -1)
+            scores = scores - scores.amax(-1, keepdim=True)
+        shares = scores.softmax(-1)
+        self.shares = shares.detach().unflatten(0, (-1, self.heads))
+        if self.sink is not None:
+            shares, self.shares = shares[..., :-1], self.shares[..., :-1]
+        shares = F.dropout(shares, self.dropout, self.training)
+        return torch.bmm(shares, folded).unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_sinks_and_masks_of_attention_by_hand(sink, masked):
+    model, x = nn.Sequential(Heads(2, sink)), torch.randn(3, 7, 8)
+    mask = torch.rand(7, 7) < 0.6 if masked else None
+    if mask is not None:
+        mask[2] = False  # such a row has the same weight everywhere
+    with watch(model, observe=("received", "entropy")) as seen:
+        model[0](x, mask) if masked else model(x)
+        expected = model[0].shares
+    with watch(model[0], observe=("received", "entropy")) as alone:
+        model[0](x, mask)
+    view = alone[""][0]
+    assert view.shape == (3, 2, 7, 7)
+    same(view.dense(), expected)
+    same(view.received(), expected.sum(-2))
+    same(view.entropy(), torch.special.entr(expected).sum(-1))
+    same(view.top(2).weights, expected.topk(2).values)
+    if not masked:
+        same(seen["0"][0].dense(), expected)
+
+
+def test_a_sink_that_cannot_be_told_from_the_scores_is_named():
+    class First(nn.Module):
+        def forward(self, x):
+            scores = (x.unsqueeze(2) * x.unsqueeze(1)).sum(-1)
+            return F.pad(scores, (1, 0)).softmax(-1)[..., 1:] @ x
+
+    model, x = nn.Sequential(Torch(), First()), torch.randn(1, 5, 22)
+    told = "1: it takes a softmax by itself over scores and a logit more"
+    with pytest.warns(UserWarning, match=told), watch(model) as seen:
         model(x)
     assert list(seen) == ["0"]
-    with pytest.raises(WatchError, match="The attention of 1 cannot be seen: it multiplies"):
+    with pytest.raises(WatchError, match="The attention of 1 cannot be seen: it takes a softmax"):
         seen["1"]
+
+
+def test_attention_by_hand_in_training_and_in_a_checkpoint():
+    torch.manual_seed(5)
+    model = nn.Sequential(Heads(2, dropout=0.5), Heads(2)).train()
+    x = torch.randn(2, 7, 8, requires_grad=True)
+    with watch(model, observe="entropy") as seen:
+        model(x).sum().backward()
+        first = model[0].shares
+        checkpoint(model, x, use_reentrant=False).sum().backward()
+    assert [len(seen[path]) for path in ("0", "1")] == [2, 2]
+    same(seen["0"][0].dense(), first)
+
+
+def test_attention_by_hand_keeps_what_the_model_writes_over():
+    class Again(nn.Module):
+        def forward(self, x):
+            scores = x @ x.mT
+            out = scores.softmax(-1) @ x
+            scores.zero_()
+            return out
+
+    model, x = nn.Sequential(Again()), torch.randn(2, 7, 8)
+    with watch(model, observe="entropy") as seen:
+        model(x)
+    weights = (x @ x.mT).softmax(-1).unsqueeze(1)
+    same(seen["0"][0].entropy(), torch.special.entr(weights).sum(-1))
+    with pytest.raises(StaleViewError, match="bias was changed in place"):
+        seen["0"][0].dense()
+    with torch.inference_mode(), watch(model) as seen:
+        model(x)
+    same(seen["0"][0].dense(), weights)
+
+
+def test_two_softmaxes_of_one_module_are_two_calls():
+    class Differential(nn.Module):
+        def forward(self, x):
+            one, other = x.chunk(2, -1)
+            return ((one @ one.mT).softmax(-1) - 0.5 * (other @ other.mT).softmax(-1)) @ x
+
+    model, x = nn.Sequential(Differential()), torch.randn(2, 7, 8)
+    with watch(model) as seen:
+        model(x)
+    for view, part in zip(seen["0"], x.chunk(2, -1), strict=True):
+        same(view.dense(), (part @ part.mT).softmax(-1).unsqueeze(1))
+
+
+def test_scores_without_numbers_are_named():
+    model = nn.Sequential(Heads(2))
+    with pytest.warns(UserWarning, match="0: its attention runs on tensors without numbers"), watch(model):
+        model(torch.randn(2, 7, 8, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+def test_attention_by_hand_inside_compiled_code_is_named():
+    model = nn.Sequential(Heads(2))
+    compiled = torch.compile(model.forward, backend="eager")
+    x = torch.randn(2, 7, 8)
+    with pytest.warns(UserWarning, match="0: its attention is inside a function compiled"), watch(model) as seen:
+        compiled(x)
+    assert set(seen.unseen) == {"0"}
 
 
 def test_a_router_is_no_attention():
@@ -793,13 +917,20 @@ def test_a_router_is_no_attention():
 class Tutorial(nn.Module):
     """Additive attention of one query, as it is written by hand: no product of query and key."""
 
-    def __init__(self):
+    def __init__(self, axis=-1, flat=False):
         super().__init__()
+        self.axis, self.flat = axis, flat
         self.query, self.key, self.vector = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 1)
 
     def forward(self, x):
-        scores = self.vector(torch.tanh(self.query(x[:, -1:]) + self.key(x))).squeeze(2).unsqueeze(1)
-        return torch.bmm(F.softmax(scores, dim=-1), x)
+        return torch.bmm(F.softmax(self.scores(x), dim=self.axis).squeeze(-1).view(len(x), 1, -1), x)
+
+    def scores(self, x):
+        scores = self.vector(torch.tanh(self.query(x[:, -1:]) + self.key(x)))  # [B, S, 1]
+        return scores if self.axis == 1 else scores.squeeze(2) if self.flat else scores.mT
+
+    def weights(self, x):
+        return F.softmax(self.scores(x), dim=self.axis).view(len(x), 1, -1)
 
 
 class Softmax(nn.Module):
@@ -817,20 +948,30 @@ class ByModules(nn.Module):
     def forward(self, x):
         return self.product(F.dropout(self.softmax((x.unsqueeze(2) * x.unsqueeze(1)).sum(-1)), 0.1), x)
 
+    def weights(self, x):
+        return ((x.unsqueeze(2) * x.unsqueeze(1)).sum(-1) * 0.5).softmax(-1)
+
 
 @pytest.mark.parametrize(
     "model",
     [
         Tutorial(),
+        Tutorial(flat=True),
+        Tutorial(axis=1),
         ByModules(torch.matmul),
         ByModules(lambda weights, x: torch.einsum("bts, bsd -> btd", weights, x)),
         ByModules(lambda weights, x: weights @ x),
     ],
 )
 def test_weights_of_a_softmax_that_meet_values_are_attention(model):
-    with pytest.warns(UserWarning, match="1: it multiplies"), watch(nn.Sequential(nn.Identity(), model)) as seen:
-        model(torch.randn(2, 5, 6))
-    assert set(seen.unseen) == {"1"}
+    x = torch.randn(2, 5, 6)
+    with watch(nn.Sequential(nn.Identity(), model), observe="received") as seen:
+        model(x)
+    assert not seen.unseen
+    assert list(seen) == ["1"]
+    (view,) = seen["1"]
+    same(view.dense(), model.weights(x).unsqueeze(1))
+    same(view.received(), view.dense().sum(-2))
 
 
 @pytest.mark.parametrize(

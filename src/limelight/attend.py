@@ -150,7 +150,7 @@ def look(
 
 def _plainly(plain: direct.Plain | None, observe: tuple[Observation, ...]) -> tuple[Call, Result] | None:
     """A call of `look` and its result, if it can go the shortest road."""
-    if plain is None or plain.wants_gradients():
+    if plain is None:
         return None
     call = plain.call(wants_lse=True)
     call.gather = gather_of(observe, call)

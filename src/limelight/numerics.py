@@ -69,15 +69,16 @@ def without_nonfinite(tensor: Tensor) -> Tensor:
     return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def excess(scores: Tensor, threshold: Tensor) -> Tensor:
+def excess(scores: Tensor, threshold: Tensor, rest: Tensor | None = None) -> Tensor:
     """The scores less the threshold, a fresh tensor in the dtype of the scores; the threshold may be in a wider one.
 
     What a score has above its threshold may be a small part of both. Where that counts, the first difference is exact,
-    and what rounding took from the threshold is taken off the small number.
+    and what rounding took from the threshold, or the `rest` that it took from an lse, is taken off the small number: of
+    a row whose scores are all -3e38, as masks that are added have it, nothing of log l is in the lse.
     """
     near = threshold.to(scores.dtype)
     if near.dtype is threshold.dtype:
-        return scores - near
+        return scores - near if rest is None else (scores - near).sub_(rest)
     rest = (threshold.detach() - near.detach()).to(scores.dtype).nan_to_num_(nan=0.0)  # inf - inf
     return (scores - near).sub_(rest)
 

@@ -57,7 +57,8 @@ def watch(
 
     Seen are the calls of `F.scaled_dot_product_attention` and of the fused operators below it, of
     `nn.MultiheadAttention` and what is built on it (its fast path in C++ is off inside the block), and of
-    `limelight.attend` and `look`, made while a module of the model runs, by the thread that entered the block. A call
+    `limelight.attend` and `look`, made while a module of the model runs, by the thread that entered the block; and
+    attention by hand, a softmax of scores that are products of two batches of matrices, or that weights values. A call
     belongs to the innermost module running; its path is the key, and the calls of one module are in order. Blocks nest,
     of one model or several: each sees its own. Blocks of different threads do not meet.
 
@@ -76,15 +77,15 @@ def watch(
             fit it.
         keep: "views": an `AttentionView` per call, with its own copy of query and key and one number per row, so that
             memory grows with T + S, and with mask and bias as the model made them (in `torch.inference_mode`, where
-            torch does not tell whether they were changed since, copies of them); "stats": `Statistics`, only what
-            `observe` names.
+            torch does not tell whether they were changed since, copies of them), of attention by hand with its scores,
+            T x S; "stats": `Statistics`, only what `observe` names.
         offload: "cpu" moves what is kept there.
 
     Result: a context manager that gives `Seen`.
 
     Errors: ArgumentError for an argument that breaks a rule; WatchError for a pattern that matches nothing (with near
     misses), a compiled model, and, when the mapping is asked, for a path or a model without attention calls. A warning
-    when the block ends and a module attended in a way that cannot be seen, such as matmul and softmax by itself.
+    when the block ends and a module attended in a way that cannot be seen, such as `flex_attention`.
 
     Example: `with watch(model, observe=("entropy",)) as seen: model(x)`; then
     `seen["layers.0.self_attn"][0].entropy()` is [B, H, T].

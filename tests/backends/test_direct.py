@@ -28,7 +28,7 @@ def _inputs(n, heads, groups, queries, keys, width, values, dtype=torch.float32,
 
 def _long_road():
     """Inside it no call takes the short one."""
-    return mock.patch.object(direct, "plain", lambda *_: None)
+    return mock.patch.object(direct, "plain", return_value=None)
 
 
 def _short(query, key, value, score=None, mask=None):
@@ -102,11 +102,37 @@ def test_both_roads_see_the_same(call, few):
     torch.testing.assert_close(view.dense(), other.dense(), rtol=0, atol=0)
 
 
+@given(call=_calls(), parts=st.sampled_from(["output", "lse", "both"]))
+@settings(max_examples=60, deadline=None)
+def test_both_roads_have_the_same_gradients_of_what_is_looked_at(call, parts):
+    given, score, mask = call
+    leaves = [one.requires_grad_() for one in given]
+
+    def grads():
+        output, view = look(*leaves, score=score, mask=mask, observe=("received", "entropy"))
+        assert not view.entropy().requires_grad
+        torch.manual_seed(2)
+        to_output, to_lse = torch.randn(output.shape).to(output.dtype), torch.randn(view.lse.shape)
+        there = view.lse.detach().isfinite()
+        found = [output] if parts == "output" else [view.lse] if parts == "lse" else [output, view.lse]
+        wanted = [torch.where(there, to_lse, 0.0) if one is view.lse else to_output for one in found]
+        return torch.autograd.grad(found, leaves, wanted, allow_unused=True), view.received()
+
+    mine, received_mine = grads()
+    with _long_road():
+        theirs, received_theirs = grads()
+    assert torch.equal(received_mine, received_theirs)
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
 def test_all_of_look_goes_the_short_road():
     given = _inputs(2, 4, 2, 7, 9, 8, 8)
     with mock.patch.object(sys.modules["limelight.attend"], "_checked", side_effect=AssertionError("the long road")):
         look(*given, mask=causal(), observe=("received", top(2)))
         look(*given, backend="native")
+        look(*(one.requires_grad_() for one in given), observe=("received",))
         attend(*(one.requires_grad_() for one in given))
 
 
@@ -261,10 +287,10 @@ def test_the_backward_pass_reads_no_tensor_that_does_not_fit():
     numbers = (0.3, 100, 0, 1)
     assert module.plain_dot(query, key, value, output, *numbers, *direct._places_in(rows))
     tensors = [query, key, value, output, output, *map(torch.empty_like, (query, key, value))]
-    assert module.plain_dot_backward(*tensors, *numbers, *direct._places_in(rows))
+    assert module.plain_dot_backward(*tensors, *numbers, *direct._places_in(rows), 0)
     for place in range(8):
         for other in (tensors[place][..., :7], tensors[place].bfloat16(), tensors[place].double()):
             wrong = [*tensors[:place], other, *tensors[place + 1 :]]
-            assert not module.plain_dot_backward(*wrong, *numbers, *direct._places_in(rows))
+            assert not module.plain_dot_backward(*wrong, *numbers, *direct._places_in(rows), 0)
     with pytest.raises(ValueError, match="a call of another length"):
         module.plain_dot(query, key, value, output, *numbers, 0, 0, 0, (1, 2))

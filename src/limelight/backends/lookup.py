@@ -15,6 +15,9 @@ from limelight.masks import Block
 from limelight.masks.block import Selector
 from limelight.numerics import all_finite, excess, no_autocast, nonfinite, weighted_sum
 
+_NOTICED = 2.0**-15
+"""An error of an lse, and so a relative one of its weights, from which on it is looked for."""
+
 
 class Weights(NamedTuple):
     """Scores and weights [n, H, t, s] of a block; forbidden pairs have score -inf and weight 0."""
@@ -40,9 +43,10 @@ def _weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
     make = _spared if tracked and call.may_forbid() and not all_finite(query, key) else score_tile
     scores = make(call, query, key, parameters if chosen is None else chosen, wide, ask).scores
     rows = query_piece(threshold.unsqueeze(-1), wide, threshold.dtype)
+    rest = None if call.rest is None else query_piece(call.rest.unsqueeze(-1), wide, call.rest.dtype)
     # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose threshold is NaN. Filled before the
     # exp, so that the gradient to the threshold is 0 there as well.
-    weights = call.normalizer.weights(excess(scores, rows).masked_fill(scores == -torch.inf, -torch.inf))
+    weights = call.normalizer.weights(excess(scores, rows, rest).masked_fill(scores == -torch.inf, -torch.inf))
     return (
         Weights(scores, weights)
         if chosen is not None
@@ -62,6 +66,30 @@ def _spared(call: Call, query: Tensor, key: Tensor, parameters: tuple[Tensor, ..
     tile = score_tile(call, query.masked_fill(bad_query, 0.0), key.masked_fill(bad_key, 0.0), parameters, block, ask)
     met = (bad_query | bad_key.mT) & (tile.scores != -torch.inf)
     return tile._replace(scores=torch.where(met, tile.scores + (plain - tile.scores).detach(), tile.scores))
+
+
+def rest_of(call: Call, threshold: Tensor) -> Tensor | None:
+    """What rounding took from the lse of each row, [N, H, T]; None where it is next to nothing.
+
+    log Σ_j exp(score - lse), of the scores as they are computed here, so that the weights of a row sum to 1 however
+    large they are: an lse of 1e4 in fp32 is off by up to 5e-4, and one of -3e38 holds nothing of log l.
+    """
+    if not call.normalizer.is_softmax or not threshold.numel():
+        return None
+    threshold = threshold.detach()
+    large = threshold.abs() * torch.finfo(threshold.dtype).eps > _NOTICED
+    large &= threshold.isfinite()
+    if not large.any():
+        return None
+    rest = torch.full_like(threshold, -torch.inf)
+    if call.sink is not None:
+        rest = excess(call.sink.detach().to(threshold.dtype).unsqueeze(-1), threshold)
+    with torch.no_grad():
+        for block in blocks(call):
+            place = (block.batch, slice(None), block.rows)
+            over = excess(weights_of(call, threshold, block).scores, threshold[place].unsqueeze(-1))
+            rest[place] = torch.logaddexp(rest[place], over.logsumexp(-1))
+    return rest.masked_fill_(~large, 0.0).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def gathered(call: Call, threshold: Tensor, block: Block, counts: tuple[int, int, int, int]) -> Tensor:
@@ -119,8 +147,9 @@ def entropy(call: Call, threshold: Tensor) -> Tensor:
     for block in blocks(call):
         scores, weights = weights_of(call, threshold, block)
         rows = threshold[block.batch, :, block.rows].unsqueeze(-1)
+        rest = None if call.rest is None else call.rest[block.batch, :, block.rows].unsqueeze(-1)
         # w log w is 0 where w is 0; there log w, for softmax score - threshold, may be -inf.
-        logs = call.normalizer.log_weights(excess(scores, rows))
+        logs = call.normalizer.log_weights(excess(scores, rows, rest))
         out[block.batch, :, block.rows] -= (weights * logs).masked_fill_(weights == 0.0, 0.0).sum(-1)
     return out
 

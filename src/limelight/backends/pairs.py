@@ -31,7 +31,8 @@ def log_weights(call: Call, threshold: Tensor, pairs: Tensor) -> Tensor:
     scores = scores if bias is None else scores + bias
     # What is forbidden is replaced before anything is done with it, so that NaN there reaches no gradient.
     ends = _picked(threshold.unsqueeze(-1), n, h, i).squeeze(-1).where(allowed, 0.0)
-    return call.normalizer.log_weights(excess(scores, ends).where(allowed, -torch.inf))
+    rest = None if call.rest is None else call.rest[n, h, i]
+    return call.normalizer.log_weights(excess(scores, ends, rest).where(allowed, -torch.inf))
 
 
 def _scores(call: Call, dtype: torch.dtype, pairs: Tensor, allowed: Tensor) -> Tensor:

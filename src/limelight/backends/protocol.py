@@ -68,7 +68,8 @@ class Call:
     query [N, H, T, D'], key [N, G, S, D''], value [N, G, S, E], bias [N or 1, H or 1, T or 1, S or 1] or None, sink
     [N or 1, H or 1] or None: one more logit of each row, without a value. distances [H or 1, T + S - 1] or None: a bias
     by distance, see `distances.py`; a call has that or a bias. The seed is an integer where dropout is above 0. The
-    normalizer makes the weights of the scores.
+    normalizer makes the weights of the scores. rest [N, H, T] or None: of a call that is finished, what rounding took
+    from its lse, see `lookup.rest_of`.
     `wants_lse`: the caller looks, so lse has to be returned.
     """
 
@@ -86,6 +87,7 @@ class Call:
     sink: Tensor | None = None
     distances: Tensor | None = None
     normalizer: Normalizer = SOFTMAX
+    rest: Tensor | None = None
     # Worked out when first asked for; a changed copy begins without them.
     _whole: Block | None = field(default=None, init=False, repr=False, compare=False)
     _form: tuple[Form | None] | None = field(default=None, init=False, repr=False, compare=False)  # None: not asked

@@ -34,9 +34,8 @@ def choose(call: Call, name: str) -> Backend:
     """
     if name == "auto" and exporting():
         return _EXPORTED
-    if name == "auto" and transformed() and torch.is_grad_enabled():
-        if any(one is not None and one.requires_grad for one in call.tensors()):
-            return _REFERENCE  # the one whose gradients torch.func can take, and those of the gradients
+    if name == "auto" and transformed() and torch.is_grad_enabled() and _wants_gradients(call):
+        return _REFERENCE  # the one whose gradients torch.func can take, and those of the gradients
     if name == "auto":
         for backend in BACKENDS:
             if backend.fastest(call) and backend.refusal(call) is None:
@@ -52,6 +51,10 @@ def choose(call: Call, name: str) -> Backend:
             f"backend {name!r} cannot run this call: {refusal}. Use backend='auto'; the others: {reasons(call)}."
         )
     return backend
+
+
+def _wants_gradients(call: Call) -> bool:
+    return any(one is not None and one.requires_grad for one in call.tensors())
 
 
 def observed(call: Call, gather: Gather) -> Gathered:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from limelight.normalizers import Normalizer
+from limelight.numerics import excess
 
 
 def sink_share(sink: Tensor, lse: Tensor) -> Tensor:
@@ -14,10 +15,10 @@ def sink_share(sink: Tensor, lse: Tensor) -> Tensor:
     return torch.exp(sink - lse).masked_fill(sink == -torch.inf, 0.0)
 
 
-def sink_slopes(normalizer: Normalizer, sink: Tensor, threshold: Tensor) -> Tensor:
+def sink_slopes(normalizer: Normalizer, sink: Tensor, threshold: Tensor, rest: Tensor | None = None) -> Tensor:
     """The slopes f'(sink - threshold), [N, H, T], with which a sink takes part: for softmax `sink_share`."""
     sink = sink.to(threshold.dtype).unsqueeze(-1)
-    slopes = normalizer.slopes(normalizer.weights(sink - threshold))
+    slopes = normalizer.slopes(normalizer.weights(excess(sink, threshold, rest)))
     return slopes.masked_fill(sink == -torch.inf, 0.0)
 
 

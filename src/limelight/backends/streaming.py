@@ -100,8 +100,10 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         to_output, to_threshold = grad_outputs
-        *tensors, output, threshold, centre, total = ctx.saved_tensors
-        call, outcome = ctx.call.with_tensors(*tensors[:OWN_TENSORS]), Outcome(output, threshold, centre, total)
+        saved = ctx.saved_tensors
+        parts = len(Outcome._fields)
+        tensors, outcome = saved[:-parts], Outcome(*saved[-parts:])
+        call = ctx.call.with_tensors(*tensors[:OWN_TENSORS])
         with torch.no_grad(), no_autocast(call.query):
             grads = blocked.Backward(call, tuple(tensors[OWN_TENSORS:]), outcome, to_output, to_threshold).run()
         return (None, None, *final(grads, "streaming", anchors=(*tensors, *grad_outputs)))

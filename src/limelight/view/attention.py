@@ -333,7 +333,7 @@ class AttentionView(VirtualArray):
 
         Example: `view.save("layer3.view")`, then `AttentionView.open("layer3.view")[0, 2, 99_000:]`.
         """
-        storage.save(path, self._kept.call, self._kept.threshold, self._kept.answers)
+        storage.save(path, self._kept.sound, self._kept.threshold, self._kept.answers)
 
     @classmethod
     def open(

@@ -12,6 +12,7 @@ from limelight.backends import lookup
 from limelight.backends.pooling import pooled
 from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gathered
 from limelight.backends.select import observed
+from limelight.contract import tracing
 from limelight.masks.block import Selector
 from limelight.normalizers import Normalizer
 from limelight.view import operator
@@ -37,20 +38,30 @@ class Kept:
     weights: the whole matrix [N, H, T, S] where it was one small block, else None.
     """
 
-    __slots__ = ("_call", "_versions", "answers", "threshold", "weights")
+    __slots__ = ("_call", "_exact", "_versions", "answers", "threshold", "weights")
 
     def __init__(
         self, call: Call, threshold: Tensor, weights: Tensor | None = None, answers: Answers | None = None
     ) -> None:
         # The value takes no part in the weights; the view must not keep it alive.
         self._call = call.changed(value=call.value.new_empty(0))
+        self._exact = False
         self._versions = Versions(self._call, threshold)
         self.threshold, self.weights = threshold, weights
         self.answers: Answers = {} if answers is None else answers
 
     @property
     def call(self) -> Call:
-        """The call, to compute from. Errors: StaleViewError."""
+        """The call, to compute weights from. Errors: StaleViewError."""
+        self._versions.check()
+        if not self._exact and not tracing():
+            self._exact = True
+            self._call.rest = lookup.rest_of(self._call, self.threshold)
+        return self._call
+
+    @property
+    def sound(self) -> Call:
+        """The call, to hand on. Errors: StaleViewError."""
         self._versions.check()
         return self._call
 
@@ -186,7 +197,7 @@ class Kept:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled as a fresh one: other tensors have other versions."""
-        return Kept, (self.call, self.threshold, self.weights, self.answers)
+        return Kept, (self.sound, self.threshold, self.weights, self.answers)
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is kept."""
@@ -198,7 +209,7 @@ class Kept:
 
     def detached(self) -> Kept:
         """The same without a graph."""
-        call = self.call
+        call = self.sound
         call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
         return Kept(call, self.threshold.detach(), self.weights, self.answers)
 
@@ -223,7 +234,7 @@ class Kept:
             there = moved(tensor)
             return share(there) if there.is_inference() and there.data_ptr() == tensor.data_ptr() else there
 
-        call = self.call
+        call = self.sound
         query, key, value, *others = call.tensors()[:OWN_TENSORS]
         assert query is not None
         assert key is not None
@@ -232,7 +243,7 @@ class Kept:
         if mask is not None and (device is not None or any(one.is_inference() for _, one in mask_tensors("", mask))):
             mask = mask.mapped(shared)  # a mask that stays the same keeps what it has worked out
         others = [None if one is None else shared(one) for one in others]
-        call = call.with_tensors(own(query), own(key), own(value), *others).changed(mask=mask)
+        call = call.with_tensors(own(query), own(key), own(value), *others).changed(mask=mask, rest=None)
         if call.score.parameters:
             call = call.with_parameters(tuple(own(one) for one in call.score.parameters))
         answers = {name: through(have, moved if sole else own) for name, have in self.answers.items()}

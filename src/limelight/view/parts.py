@@ -74,6 +74,7 @@ _USUAL = (
     "wants_lse",
     "gather",
     "normalizer",
+    "rest",
 )
 MORE = tuple(field.name for field in fields(Call) if field.init and field.name not in _USUAL)
 """What a call may hold besides its usual parts."""

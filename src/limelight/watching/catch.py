@@ -22,7 +22,7 @@ from limelight.listening import Listener, listening_to, set_listener
 from limelight.numerics import has_numbers
 from limelight.scores import dot
 from limelight.view import AttentionView, Observation
-from limelight.watching import unseen
+from limelight.watching import by_hand, unseen
 from limelight.watching.fused import FUSED, named
 from limelight.watching.places import Running
 
@@ -30,7 +30,7 @@ _SDPA = F.scaled_dot_product_attention
 _MULTI_HEAD = F.multi_head_attention_forward
 _FLEX = torch.ops.higher_order.flex_attention
 _PRODUCTS = frozenset({torch.bmm, torch.baddbmm})
-_CAUGHT = frozenset({_SDPA, _MULTI_HEAD, _FLEX, *FUSED}) | unseen.PRODUCTS | unseen.SOFTMAXES
+_CAUGHT = frozenset({_SDPA, _MULTI_HEAD, _FLEX, *FUSED}) | by_hand.PRODUCTS | by_hand.SOFTMAXES
 
 
 def _unguarded(function: Any) -> Callable[..., Any]:
@@ -100,11 +100,11 @@ class Catcher(TorchFunctionMode, Listener):
         if func is _FLEX:
             self.flexed += 1
             return func(*args, **kwargs)
-        if func in unseen.PRODUCTS:
+        if func in by_hand.PRODUCTS:
             return self._product(func, args, kwargs)
-        if func in unseen.SOFTMAXES:
+        if func in by_hand.SOFTMAXES:
             shares = func(*args, **kwargs)
-            self._by_hand(unseen.softmax, args, kwargs, shares)
+            self._by_hand(by_hand.softmax, args, kwargs, shares)
             return shares
         if torch.compiler.is_dynamo_compiling():
             # What is done here would be compiled, or refused, with the model's own code.
@@ -228,7 +228,7 @@ class Catcher(TorchFunctionMode, Listener):
         if self._heads is not None and func in _PRODUCTS:
             return self._scores(func, args, kwargs)
         product = func(*args, **kwargs)
-        self._by_hand(unseen.product, args, kwargs, product)
+        self._by_hand(by_hand.product, args, kwargs, product)
         return product
 
     def _operator(self, func: Any) -> None:
@@ -236,17 +236,34 @@ class Catcher(TorchFunctionMode, Listener):
         if unseen.attends(func):
             _miss(self._wanting(), unseen.KERNEL.format(func))
 
-    def _by_hand(self, step: Callable[..., bool], args: Any, kwargs: Any, result: Any) -> None:
-        """One step of what may be attention by hand."""
+    def _by_hand(self, step: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
+        """One step of what may be attention by hand; the step that makes it certain is where it is seen."""
+        if not torch.compiler.is_dynamo_compiling() and torch._C._current_graph_task_id() != -1:
+            return  # what a gradient checkpoint runs again is no further call
         for watcher in self.watchers:
-            around = watcher.around()
-            if not around or around[0].attended:
+            # A module may make a part of it for the one around it, such as a softmax with a scale.
+            near = watcher.around()[:2]
+            if not near or near[0].attended:
                 continue
-            if step(around[0].steps, args, kwargs, result):
-                watcher.miss(around[0].path, unseen.BY_HAND)
-            for outer in around[1:]:
-                # A module may make weights for the one around it, such as a softmax with a scale.
-                outer.steps.shares |= around[0].steps.shares
+            found = step([one.steps for one in near], args, kwargs, result)
+            if found is None:
+                continue
+            place, scores = found
+            if not near[place].attended:
+                self._seen_by_hand(watcher, near[place], scores)
+
+    def _seen_by_hand(self, watcher: Watcher, running: Running, scores: by_hand.Scores | None) -> None:
+        """The model has made the scores, and goes on with its own weights: the view is made beside."""
+        if torch.compiler.is_dynamo_compiling():
+            watcher.miss(running.path, unseen.COMPILED)
+        elif scores is None:
+            watcher.miss(running.path, unseen.BY_HAND)
+        elif not _plain(scores.scores):
+            watcher.miss(running.path, unseen.NO_NUMBERS)
+        else:
+            with self._silence(), torch.no_grad():
+                view = _view_beside(*scores.in_our_terms(running.module), watcher.observe)
+                watcher.record(running.path, view, True)
 
     def tell_uncaught(self, *, entered: bool = False) -> None:
         """Whatever was counted since the last time, the innermost module did, or if it begins now that around it."""

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from limelight.errors import ArgumentError, WatchError
-from limelight.watching.unseen import Steps
+from limelight.watching.by_hand import Steps
 
 # Every call of a module passes through here; a hook on each would cost more than a small attention.
 _CALL = nn.Module._call_impl.__code__
@@ -61,8 +61,9 @@ def _around(path: str) -> list[str]:
 
 @dataclass(slots=True)
 class Running:
-    """A module that was found running: its path, whether a call of it was caught, and what else it did."""
+    """A module that was found running, and its path, whether a call of it was caught, and what else it did."""
 
+    module: nn.Module
     path: str
     attended: bool = False
     steps: Steps = field(default_factory=Steps)
@@ -158,7 +159,10 @@ class Place:
                 if path is not None:
                     if path not in self._wanted:
                         return
-                    yield self._found.setdefault(path, Running(path))
+                    found = self._found.get(path)
+                    if found is None:
+                        found = self._found[path] = Running(frame.f_locals["self"], path)
+                    yield found
             frame = frame.f_back
 
 

@@ -176,7 +176,8 @@ class Seen(Mapping[str, list[One]], Generic[One]):
             )
         return (
             "No attention call was seen: what was watched ran, and none of the modules watched called "
-            f"F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend.{self.hint}"
+            "F.scaled_dot_product_attention, nn.MultiheadAttention or limelight.attend, or took a softmax of scores "
+            f"and weighted values by it.{self.hint}"
         )
 
     def unseen_text(self) -> str:
