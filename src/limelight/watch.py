@@ -98,9 +98,10 @@ def watch(
     wanted = check_observations(observe)
     if keep == "stats" and not wanted:
         raise ArgumentError("observe: keep='stats' keeps only what observe names, and it names nothing; keep='views'?")
-    modules = dict(model.named_modules())
-    first = {id(module): path for path, module in modules.items()}
-    names = {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
+    every = list(model.named_modules(remove_duplicate=False))
+    first = {id(module): path for path, module in reversed(every)}
+    names = {path: first[id(module)] for path, module in every}
+    modules = {path: module for path, module in every if names[path] == path}
     paths = chosen(model, names, layers)
     _refuse_compiled(modules, paths)
     device = None if offload is None else torch.device(offload)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from limelight import attend, look, top
+from limelight.backends import lookup
 from limelight.backends.select import BACKENDS
 
 LEAST = torch.finfo(torch.float32).min
@@ -89,3 +90,19 @@ def test_the_weights_of_a_row_sum_to_one_however_large_the_scores(backend, size)
     sums = view.dense().sum(-1)
     torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=2e-5)
     _near(view.received().sum(-1), torch.full((1, 2), 50.0, dtype=torch.float64))
+
+
+def test_only_rows_that_are_asked_for_are_worked_out_and_once(monkeypatch):
+    query, key, value, bias = _case(40, 401, LEAST)
+    _, weights = _textbook(query, key, value, bias, None)
+    _, view = look(query, key, value, bias=bias)
+    asked, run = [], lookup._scores_of
+    monkeypatch.setattr(
+        lookup, "_scores_of", lambda call, block: asked.append(len(block.row_index())) or run(call, block)
+    )
+    _near(view[1, 0, 3], weights[1, 0, 3])
+    assert not asked  # an ordinary row
+    for _ in range(2):
+        _near(view[1, 0, 20, 7:9], weights[1, 0, 20, 7:9])
+        _near(view[1, :, [20, 3]], weights[1, :, [20, 3]])
+    assert asked == [1]

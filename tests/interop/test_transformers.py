@@ -280,8 +280,8 @@ def test_the_logits_of_eager(case, side):
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("case", GENERATORS)
 def test_the_tokens_of_eager(case, cache):
-    if cache == "static" and (case.reads == "pairs" or case.table):
-        pytest.skip("transformers makes it for decoders that attend through the interface")
+    if cache == "static" and (case.reads == "pairs" or "GPTNeo" in case.model or case.settings.get("alibi")):
+        pytest.skip("transformers makes none, or its own attention does not fit it")
     given, _ = inputs(case, "left" if case.reads == "text" else "right")
     given.pop("decoder_input_ids", None)
     options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "disable_compile": True}

@@ -12,11 +12,66 @@ from limelight.backends.protocol import Call
 from limelight.backends.tiles import Tile, key_piece, query_piece, score_tile, take
 from limelight.backends.tiling import block_sizes, pieces
 from limelight.masks import Block
-from limelight.masks.block import Selector
+from limelight.masks.block import Selector, pick, positions
 from limelight.numerics import all_finite, excess, no_autocast, nonfinite, weighted_sum
 
 _NOTICED = 2.0**-15
 """An error of an lse, and so a relative one of its weights, from which on it is looked for."""
+
+
+class Rest:
+    """What rounding took from the lse of each row, worked out for the rows that are asked for, and kept.
+
+    log Σ_j exp(score - lse), of the scores as they are computed here, so that the weights of a row sum to 1 however
+    large they are: an lse of 1e4 in fp32 is off by up to 5e-4, and one of -3e38 holds nothing of log l.
+    """
+
+    __slots__ = ("_rest", "_wanting")
+
+    def __init__(self, threshold: Tensor, large: Tensor) -> None:
+        self._rest = torch.zeros_like(threshold)
+        self._wanting = large.any(1)  # [N, T], until they are known
+
+    def of(self, call: Call, threshold: Tensor, batch: Selector, rows: Selector) -> Tensor:
+        """That of some rows, [n, H, t, 1]."""
+        if take(take(self._wanting, 0, batch), 1, rows).any():
+            self._find(call, threshold.detach(), batch, rows)
+        return take(take(self._rest, 0, batch), 2, rows).unsqueeze(-1)
+
+    @torch.no_grad()
+    def _find(self, call: Call, threshold: Tensor, batch: Selector, rows: Selector) -> None:
+        device = threshold.device
+        sequences, lines = positions(batch, device), positions(rows, device)
+        n, t, keys = len(sequences), len(lines), call.key.shape[2]
+        steps = block_sizes(n, call.query.shape[1], t, keys, call.pair_cost())
+        for some in pieces(n, steps[0]):
+            for high in pieces(t, steps[1]):
+                place = (sequences[some, None, None], torch.arange(threshold.shape[1])[:, None], lines[high])
+                ends = threshold[place]
+                found = torch.full_like(ends, -torch.inf)
+                if call.sink is not None:
+                    sink = pick(call.sink, 0, sequences[some]).to(ends.dtype).unsqueeze(-1)
+                    found = excess(sink, ends)
+                for columns in pieces(keys, steps[2]):
+                    block = call.block(sequences[some], lines[high], columns)
+                    if call.mask is None or not call.mask.rules_out(block):
+                        over = excess(_scores_of(call, block), ends.unsqueeze(-1))
+                        found = torch.logaddexp(found, over.logsumexp(-1))
+                self._rest[place] = found.masked_fill_(~_noticed(ends), 0.0).nan_to_num_(0.0, 0.0, 0.0)
+                self._wanting[sequences[some, None], lines[high]] = False
+
+
+def rest_of(call: Call, threshold: Tensor) -> Rest | None:
+    """What rounding took from the lse of each row; None where it is next to nothing in all of them."""
+    if not call.normalizer.is_softmax or not threshold.numel():
+        return None
+    large = _noticed(threshold.detach())
+    return Rest(threshold.detach(), large) if large.any() else None
+
+
+def _noticed(lse: Tensor) -> Tensor:
+    """Which of these are so large that what rounding took from them shows."""
+    return (lse.abs() * torch.finfo(lse.dtype).eps > _NOTICED) & lse.isfinite()
 
 
 class Weights(NamedTuple):
@@ -43,7 +98,7 @@ def _weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
     make = _spared if tracked and call.may_forbid() and not all_finite(query, key) else score_tile
     scores = make(call, query, key, parameters if chosen is None else chosen, wide, ask).scores
     rows = query_piece(threshold.unsqueeze(-1), wide, threshold.dtype)
-    rest = None if call.rest is None else query_piece(call.rest.unsqueeze(-1), wide, call.rest.dtype)
+    rest = None if call.rest is None else take(call.rest.of(call, threshold, wide.batch, wide.rows), 1, wide.head)
     # Forbidden pairs would be NaN in an empty row (-inf + inf) and in a row whose threshold is NaN. Filled before the
     # exp, so that the gradient to the threshold is 0 there as well.
     weights = call.normalizer.weights(excess(scores, rows, rest).masked_fill(scores == -torch.inf, -torch.inf))
@@ -52,6 +107,16 @@ def _weights_of(call: Call, threshold: Tensor, block: Block) -> Weights:
         if chosen is not None
         else Weights(*(take(one, 1, block.head) for one in (scores, weights)))
     )
+
+
+def _scores_of(call: Call, block: Block) -> Tensor:
+    """The scores of a block of all heads, without gradients."""
+    dtype = call.dtype()
+    parameters = tuple(parameter.to(dtype) for parameter in call.score.parameters)
+    query, key = query_piece(call.query, block, dtype), key_piece(call.key, block, dtype)
+    ask = call.mask is not None and not call.mask.allows_all(block)
+    with no_autocast(call.query):
+        return score_tile(call, query, key, parameters, block, ask).scores
 
 
 def _spared(call: Call, query: Tensor, key: Tensor, parameters: tuple[Tensor, ...], block: Block, ask: bool) -> Tile:
@@ -66,30 +131,6 @@ def _spared(call: Call, query: Tensor, key: Tensor, parameters: tuple[Tensor, ..
     tile = score_tile(call, query.masked_fill(bad_query, 0.0), key.masked_fill(bad_key, 0.0), parameters, block, ask)
     met = (bad_query | bad_key.mT) & (tile.scores != -torch.inf)
     return tile._replace(scores=torch.where(met, tile.scores + (plain - tile.scores).detach(), tile.scores))
-
-
-def rest_of(call: Call, threshold: Tensor) -> Tensor | None:
-    """What rounding took from the lse of each row, [N, H, T]; None where it is next to nothing.
-
-    log Σ_j exp(score - lse), of the scores as they are computed here, so that the weights of a row sum to 1 however
-    large they are: an lse of 1e4 in fp32 is off by up to 5e-4, and one of -3e38 holds nothing of log l.
-    """
-    if not call.normalizer.is_softmax or not threshold.numel():
-        return None
-    threshold = threshold.detach()
-    large = threshold.abs() * torch.finfo(threshold.dtype).eps > _NOTICED
-    large &= threshold.isfinite()
-    if not large.any():
-        return None
-    rest = torch.full_like(threshold, -torch.inf)
-    if call.sink is not None:
-        rest = excess(call.sink.detach().to(threshold.dtype).unsqueeze(-1), threshold)
-    with torch.no_grad():
-        for block in blocks(call):
-            place = (block.batch, slice(None), block.rows)
-            over = excess(weights_of(call, threshold, block).scores, threshold[place].unsqueeze(-1))
-            rest[place] = torch.logaddexp(rest[place], over.logsumexp(-1))
-    return rest.masked_fill_(~large, 0.0).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def gathered(call: Call, threshold: Tensor, block: Block, counts: tuple[int, int, int, int]) -> Tensor:
@@ -147,7 +188,7 @@ def entropy(call: Call, threshold: Tensor) -> Tensor:
     for block in blocks(call):
         scores, weights = weights_of(call, threshold, block)
         rows = threshold[block.batch, :, block.rows].unsqueeze(-1)
-        rest = None if call.rest is None else call.rest[block.batch, :, block.rows].unsqueeze(-1)
+        rest = None if call.rest is None else call.rest.of(call, threshold, block.batch, block.rows)
         # w log w is 0 where w is 0; there log w, for softmax score - threshold, may be -inf.
         logs = call.normalizer.log_weights(excess(scores, rows, rest))
         out[block.batch, :, block.rows] -= (weights * logs).masked_fill_(weights == 0.0, 0.0).sum(-1)

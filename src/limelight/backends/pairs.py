@@ -31,8 +31,15 @@ def log_weights(call: Call, threshold: Tensor, pairs: Tensor) -> Tensor:
     scores = scores if bias is None else scores + bias
     # What is forbidden is replaced before anything is done with it, so that NaN there reaches no gradient.
     ends = _picked(threshold.unsqueeze(-1), n, h, i).squeeze(-1).where(allowed, 0.0)
-    rest = None if call.rest is None else call.rest[n, h, i]
+    rest = None if call.rest is None else _rest(call, threshold, n, h, i)
     return call.normalizer.log_weights(excess(scores, ends, rest).where(allowed, -torch.inf))
+
+
+def _rest(call: Call, threshold: Tensor, n: Tensor, h: Tensor, i: Tensor) -> Tensor:
+    """What rounding took from the lse of the row of each pair, [P]."""
+    assert call.rest is not None
+    (sequences, at), (rows, row) = (torch.unique(one, return_inverse=True) for one in (n, i))
+    return call.rest.of(call, threshold, sequences, rows)[at, h, row, 0]
 
 
 def _scores(call: Call, dtype: torch.dtype, pairs: Tensor, allowed: Tensor) -> Tensor:

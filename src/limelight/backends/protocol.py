@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from limelight.masks.block import Selector
 from limelight.masks.form import EVERYTHING, Form
 from limelight.normalizers import Normalizer, softmax
 from limelight.scores import Score
+
+if TYPE_CHECKING:
+    from limelight.backends.lookup import Rest
 
 
 class Gather(NamedTuple):
@@ -68,8 +71,8 @@ class Call:
     query [N, H, T, D'], key [N, G, S, D''], value [N, G, S, E], bias [N or 1, H or 1, T or 1, S or 1] or None, sink
     [N or 1, H or 1] or None: one more logit of each row, without a value. distances [H or 1, T + S - 1] or None: a bias
     by distance, see `distances.py`; a call has that or a bias. The seed is an integer where dropout is above 0. The
-    normalizer makes the weights of the scores. rest [N, H, T] or None: of a call that is finished, what rounding took
-    from its lse, see `lookup.rest_of`.
+    normalizer makes the weights of the scores. rest: of a call that is finished, what rounding took from the lse of
+    its rows, see `lookup.Rest`; None: nothing worth speaking of.
     `wants_lse`: the caller looks, so lse has to be returned.
     """
 
@@ -87,7 +90,7 @@ class Call:
     sink: Tensor | None = None
     distances: Tensor | None = None
     normalizer: Normalizer = SOFTMAX
-    rest: Tensor | None = None
+    rest: Rest | None = None
     # Worked out when first asked for; a changed copy begins without them.
     _whole: Block | None = field(default=None, init=False, repr=False, compare=False)
     _form: tuple[Form | None] | None = field(default=None, init=False, repr=False, compare=False)  # None: not asked

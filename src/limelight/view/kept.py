@@ -211,6 +211,7 @@ class Kept:
         """The same without a graph."""
         call = self.sound
         call = call.with_tensors(*(None if one is None else one.detach() for one in call.tensors()[:OWN_TENSORS]))
+        call.rest = None
         return Kept(call, self.threshold.detach(), self.weights, self.answers)
 
     def copied(self, device: torch.device | None, share: Callable[[Tensor], Tensor], *, sole: bool = False) -> Kept:
