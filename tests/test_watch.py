@@ -23,7 +23,7 @@ from limelight import attend, causal, top, watch
 from limelight.backends import extension
 from limelight.errors import ArgumentError, StaleViewError, WatchError
 from limelight.layers import BahdanauAttention, GroupedQueryAttention
-from limelight.watching import places
+from limelight.watching import by_hand, places
 
 ALL = ("received", "entropy", top(3))
 native = pytest.mark.skipif(extension.refusal() is not None, reason="the native extension is not there")
@@ -830,11 +830,11 @@ def test_a_sink_that_cannot_be_told_from_the_scores_is_named():
             return F.pad(scores, (1, 0)).softmax(-1)[..., 1:] @ x
 
     model, x = nn.Sequential(Torch(), First()), torch.randn(1, 5, 22)
-    told = "1: it takes a softmax by itself over scores and a logit more"
+    told = "1: it takes the softmax by itself, and its scores cannot be told"
     with pytest.warns(UserWarning, match=told), watch(model) as seen:
         model(x)
     assert list(seen) == ["0"]
-    with pytest.raises(WatchError, match="The attention of 1 cannot be seen: it takes a softmax"):
+    with pytest.raises(WatchError, match="The attention of 1 cannot be seen: it takes the softmax"):
         seen["1"]
 
 
@@ -894,9 +894,188 @@ def test_attention_by_hand_inside_compiled_code_is_named():
     model = nn.Sequential(Heads(2))
     compiled = torch.compile(model.forward, backend="eager")
     x = torch.randn(2, 7, 8)
-    with pytest.warns(UserWarning, match="0: its attention is inside a function compiled"), watch(model) as seen:
+    with (
+        pytest.warns(
+            UserWarning, match="0: its attention, or a softmax that may be one, is inside a function compiled"
+        ),
+        watch(model) as seen,
+    ):
         compiled(x)
     assert set(seen.unseen) == {"0"}
+
+
+class Of(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *given):
+        return self.function(*given)
+
+
+TABLE = nn.Parameter(torch.randn(4, 16, 10))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.einsum("btd,kdv->btkv", x, TABLE).softmax(-1),  # classifiers
+        # Experts of each token, an expectation over bins, a gate of features, and class probabilities.
+        lambda x: x[..., :4].softmax(-1).unsqueeze(-2) @ torch.einsum("btd,edf->btef", x, TABLE),
+        lambda x: x.softmax(-1) @ torch.arange(16.0).view(1, 16, 1),
+        lambda x: (x @ x.mT) @ x * x.softmax(-1),
+        lambda x: torch.softmax((x @ x.mT).int(), -1, dtype=torch.float32),
+        lambda x: torch.softmax(x.to_mkldnn(), -1),
+    ],
+)
+def test_what_is_no_attention_is_neither_seen_nor_named(function):
+    with warnings.catch_warnings(), watch(model := Of(function), observe=limelight.rows([7])) as seen:
+        warnings.simplefilter("error")
+        model(torch.randn(2, 8, 16))
+    assert not seen.unseen
+    assert not len(seen)
+
+
+def test_class_probabilities_after_attention_are_no_second_call():
+    with watch(model := Of(lambda x: ((x @ x.mT).softmax(-1) @ x).softmax(-1))) as seen:
+        model(torch.randn(2, 8, 16))
+    assert [view.shape for view in seen[""]] == [(2, 1, 8, 8)]
+
+
+def _turned(query, key):
+    return key.mT @ (key @ query.mT).softmax(-2)
+
+
+def _letters(query, key, order="bqhk", axis=-1):
+    scores = torch.einsum(f"bqhd,bkhd->{order}", query, key)
+    return torch.einsum(f"{order},bkhd->bqhd", scores.softmax(axis), key)
+
+
+def _out(query, key):
+    found = torch.empty_like(query)
+    return torch.bmm((query @ key.mT).softmax(-1), key, out=found)
+
+
+def _tuple(query, key):
+    return torch.einsum("bij,bjd->bid", ((query @ key.mT).softmax(-1), key))
+
+
+@pytest.mark.parametrize("function", [_turned, _out, _tuple])
+def test_other_ways_to_say_it(function):
+    query, key = torch.randn(2, 7, 6), torch.randn(2, 5, 6)
+    with torch.no_grad(), watch(model := Of(function)) as seen:
+        model(query, key)
+    same(seen[""][0].dense(), (query @ key.mT).softmax(-1).unsqueeze(1))
+
+
+@pytest.mark.parametrize(("order", "axis"), [("bqhk", -1), ("bqkh", 2), ("bhqk", -1), ("kbhq", 0)])
+def test_the_letters_of_an_einsum_say_what_its_axes_are(order, axis):
+    query, key = torch.randn(2, 7, 3, 6), torch.randn(2, 5, 3, 6)
+    with watch(model := Of(lambda q, k: _letters(q, k, order, axis))) as seen:
+        model(query, key)
+    same(seen[""][0].dense(), torch.einsum("bqhd,bkhd->bhqk", query, key).softmax(-1), atol=1e-5)
+
+
+def test_scores_written_over_before_the_values_are_named():
+    def function(x):
+        scores = (x.unsqueeze(2) * x.unsqueeze(1)).sum(-1)
+        shares = scores.softmax(-1)
+        scores.zero_()
+        return shares @ x
+
+    model = nn.Sequential(Of(function))
+    with pytest.warns(UserWarning, match="0: it takes the softmax by itself.*written over"), watch(model) as seen:
+        model(torch.randn(2, 8, 16))
+    assert set(seen.unseen) == {"0"}
+
+
+def test_what_does_not_fit_is_named_and_stops_no_model():
+    model, x = nn.Sequential(Of(lambda x: (x @ x.mT).softmax(-1) @ x)), torch.randn(2, 8, 16)
+    expected = model(x)
+    weights = limelight.received(torch.rand(2, 9))
+    told = "0: it takes the softmax by itself.*does not fit"
+    with pytest.warns(UserWarning, match=told), watch(model, observe=weights) as seen:
+        assert torch.equal(model(x), expected)
+    assert not len(seen)
+
+
+class Asked(nn.Module):
+    @property
+    def num_heads(self):
+        raise RuntimeError("asked")
+
+    def forward(self, x):
+        return (x @ x.mT).softmax(-1) @ x
+
+
+def test_a_module_is_not_asked_for_what_it_computes():
+    with watch(model := Asked()) as seen:
+        model(torch.randn(2, 8, 16))
+    assert seen[""][0].shape == (2, 1, 8, 8)
+
+
+class Deeper(nn.Module):
+    """A softmax two modules down, and the number of heads one up."""
+
+    def __init__(self):
+        super().__init__()
+        self.soften = nn.Sequential(Softmax(), nn.Dropout(0.0))
+
+    def forward(self, x):
+        return self.soften((x.unsqueeze(2) * x.unsqueeze(1)).sum(-1)) @ x
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.core, self.num_heads = Deeper(), 2
+
+    def forward(self, x):
+        return self.core(x)
+
+
+def test_parts_of_attention_in_modules_of_their_own():
+    x = torch.randn(6, 8, 16)
+    with watch(model := Outer()) as seen:
+        model(x)
+    assert list(seen) == ["core"]
+    weights = (0.5 * (x.unsqueeze(2) * x.unsqueeze(1)).sum(-1)).softmax(-1)
+    same(seen["core"][0].dense(), weights.unflatten(0, (3, 2)))
+
+
+def test_attention_by_hand_beside_a_call_that_is_caught():
+    model = Of(lambda x: F.scaled_dot_product_attention((x @ x.mT).softmax(-1) @ x, x, x))
+    x = torch.randn(2, 8, 16)
+    with watch(model) as seen:
+        model(x)
+        model(x)
+    assert [view.shape for view in seen[""]] == [(2, 1, 8, 8), (2, 8, 8)] * 2
+
+
+def test_a_softmax_that_is_no_attention_is_not_kept():
+    head, held = nn.Linear(16, 100), []
+
+    def function(x):
+        scores = head(x)
+        held.append(weakref.ref(scores))
+        for _ in range(40):
+            x = x + 1.0
+        return scores.softmax(-1).sum() + x.sum()
+
+    with watch(model := Of(function), observe="entropy", keep="stats") as seen:
+        for _ in range(4):
+            model(torch.randn(2, 8, 16))
+        kept = [one for one in gc.get_objects() if type(one) is by_hand._Waiting]
+        assert len(kept) <= 2
+        assert not any(one.scores.grad_fn for one in kept)
+        assert not len(seen)
+        del kept
+    gc.collect()
+    waiting = [one for one in gc.get_objects() if type(one) is by_hand._Waiting]
+    assert not waiting
+    assert not any(one() is not None for one in held)
 
 
 def test_a_router_is_no_attention():
@@ -1093,7 +1272,13 @@ def test_a_function_that_was_compiled_runs_and_is_seen_as_the_operators_it_calls
         lambda q: F.scaled_dot_product_attention(q, q, q), backend=lambda graph, _: lambda *given: given, fullgraph=True
     )
     attention = hidden
-    with pytest.warns(UserWarning, match=r"0: its attention is inside a function compiled.*force_eager"), watch(model):
+    with (
+        pytest.warns(
+            UserWarning,
+            match=r"0: its attention, or a softmax that may be one, is inside a function compiled.*force_eager",
+        ),
+        watch(model),
+    ):
         model(q)
 
 

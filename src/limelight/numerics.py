@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_innermost_transformation = torch._C._functorch.peek_interpreter_stack  # pyright: ignore
+_dispatch_mode, _FAKE = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore
 _is_functorch_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # pyright: ignore
 
 
@@ -27,12 +29,17 @@ def has_numbers(tensor: Tensor) -> bool:
     """Whether it holds its numbers itself: does not wrap another tensor, is not fake and not a tensor of torch.func."""
     kind = type(tensor)
     wraps = kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
-    return not (wraps or _is_functorch_wrapped(tensor))
+    return not (wraps or _is_functorch_wrapped(tensor) or tensor._is_zerotensor())
 
 
 def transformed() -> bool:
-    """Whether a transformation of `torch.func` runs, which wants no autograd function of ours in its gradients."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
+    """Whether a transformation of `torch.func` runs, or a mode that makes fake tensors: what is made has no numbers.
+
+    Nor can it be told then whether gradients are wanted: a tensor may wrap another one that wants them.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return _innermost_transformation() is not None or _dispatch_mode(_FAKE) is not None
 
 
 def forward_mode(tensors: Iterable[Tensor | None]) -> bool:

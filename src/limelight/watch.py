@@ -15,6 +15,7 @@ from limelight.contract import require_choice
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Observation, check_observations
 from limelight.view.shared import Shared
+from limelight.watching.by_hand import ByHand
 from limelight.watching.catch import Watcher, caught_by, tell_uncaught
 from limelight.watching.places import Place, chosen
 from limelight.watching.seen import Seen, Statistics, statistics
@@ -58,7 +59,7 @@ def watch(
     Seen are the calls of `F.scaled_dot_product_attention` and of the fused operators below it, of
     `nn.MultiheadAttention` and what is built on it (its fast path in C++ is off inside the block), and of
     `limelight.attend` and `look`, made while a module of the model runs, by the thread that entered the block; and
-    attention by hand, a softmax of scores that are products of two batches of matrices, or that weights values. A call
+    attention by hand, a softmax whose result weights values soon after, in a product that sums over the keys. A call
     belongs to the innermost module running; its path is the key, and the calls of one module are in order. Blocks nest,
     of one model or several: each sees its own. Blocks of different threads do not meet.
 
@@ -129,7 +130,7 @@ def _watching(
         seen.unseen.setdefault(path, reason)
 
     place = Place(modules, paths, seen.ran, partial(tell_uncaught, entered=True), tell_uncaught)
-    with place, caught_by(Watcher(place.innermost, place.around, observe, record, miss)):
+    with place, caught_by(Watcher(place.innermost, place.around, observe, record, miss, ByHand())):
         yield seen
     if seen.unseen:
         # From the caller's `with`: past this generator and contextlib.

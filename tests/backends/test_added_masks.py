@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -106,3 +108,24 @@ def test_only_rows_that_are_asked_for_are_worked_out_and_once(monkeypatch):
         _near(view[1, 0, 20, 7:9], weights[1, 0, 20, 7:9])
         _near(view[1, :, [20, 3]], weights[1, :, [20, 3]])
     assert asked == [1]
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_view_is_asked_in_inference_mode_and_outside(made):
+    query, key, value, bias = _case(40, 401, LEAST)
+    bias[1, :, 30] = LEAST
+    _, weights = _textbook(query, key, value, bias, None)
+    with torch.inference_mode(made):
+        _, view = look(query, key, value, bias=bias)
+    with torch.inference_mode():
+        _near(view[1, 0, 20], weights[1, 0, 20])
+    _near(view[1, 0, 30], weights[1, 0, 30])
+
+
+def test_a_view_is_asked_inside_torch_func():
+    query, key, value, bias = _case(40, 401, LEAST)
+    _, weights = _textbook(query, key, value, bias, None)
+    _, view = look(query, key, value, bias=bias)
+    torch.func.grad(lambda factor: view[1, 0, 20].sum() * factor)(torch.tensor(1.0))
+    _near(view[1, 0, 20], weights[1, 0, 20])
+    _near(pickle.loads(pickle.dumps(view))[1, 0, 20], weights[1, 0, 20])

@@ -152,3 +152,62 @@ def test_torch_func_takes_gradients_beside_those_of_autograd():
     view_slope = torch.func.grad(lambda query: look(query, key, value)[1].dense()[0, 0, 0, 1])(query)
     assert view_slope[0, 0, 0].abs().sum() > 0
     assert view_slope[0, 1].abs().sum() == 0
+
+
+_MASKS = [None, causal(), lengths(torch.tensor([3])), limelight.dense(torch.ones(4, 4).tril() > 0)]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
+@pytest.mark.parametrize("mask", _MASKS)
+def test_transformations_inside_one_another(mask):
+    drawn = torch.Generator().manual_seed(6)
+    query, key, value = (torch.randn(1, 2, 4, 3, generator=drawn, dtype=torch.float64) for _ in range(3))
+    several = torch.randn(5, 1, 2, 4, 3, generator=drawn, dtype=torch.float64)
+    allowed = torch.ones(4, 4, dtype=torch.bool)
+    if mask is not None:
+        attend(query, key, value, mask=mask)  # what a mask remembers of itself is no wrapper later
+        allowed = look(query, key, value, mask=mask)[1].dense()[0, 0] > 0
+
+    def textbook(query, key, value):
+        return (query @ key.mT / 3**0.5).masked_fill(~allowed, -torch.inf).softmax(-1) @ value
+
+    def results(attention):
+        def total(query):
+            return attention(query, key, value).sin().sum()
+
+        def mapped(several):
+            return torch.vmap(lambda query: attention(query, key, value))(several).sin().sum()
+
+        yield torch.func.grad(mapped)(several)
+        yield torch.func.vmap(torch.func.grad(total))(several)
+        yield torch.func.jacrev(torch.func.jacfwd(total))(query)
+        yield torch.func.grad(lambda query: (attention(key, key, value) * query).sum())(query)
+        leaf = query.clone().requires_grad_()
+        yield torch.autograd.grad(torch.vmap(lambda one: attention(leaf + one, key, value))(several).sin().sum(), leaf)[
+            0
+        ]
+
+    mine = results(lambda *given: attend(*given, mask=mask))
+    for found, expected in zip(mine, results(textbook), strict=True):
+        assert found.abs().sum() > 0
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(attend(query, key, value, mask=mask), textbook(query, key, value))
+
+
+def test_views_under_vmap():
+    key, value = (torch.randn(1, 2, 4, 3) for _ in range(2))
+    several = torch.randn(5, 1, 2, 4, 3)
+    dense = torch.vmap(lambda query: look(query, key, value)[1].dense())(several)
+    torch.testing.assert_close(dense[3], look(several[3], key, value)[1].dense())
+    entropy = torch.vmap(lambda query: look(query, key, value, observe=("entropy",))[1].entropy())(several)
+    torch.testing.assert_close(entropy[3], look(several[3], key, value)[1].entropy())
+
+
+def test_numbers_that_are_not_there_are_not_read():
+    query = torch.randn(1, 1, 3, 8)
+    zero = torch._efficientzerotensor((1, 1, 3, 8))
+    torch.testing.assert_close(attend(zero, query, query), attend(torch.zeros(1, 1, 3, 8), query, query))
+    torch.testing.assert_close(attend(query, query, zero), torch.zeros(1, 1, 3, 8))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert attend(query, query, query, mask=causal()).shape == query.shape
+        assert look(query, query, query)[0].shape == query.shape

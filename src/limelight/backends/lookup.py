@@ -29,8 +29,11 @@ class Rest:
     __slots__ = ("_rest", "_wanting")
 
     def __init__(self, threshold: Tensor, large: Tensor) -> None:
-        self._rest = torch.zeros_like(threshold)
-        self._wanting = large.any(1)  # [N, T], until they are known
+        n, heads, queries = threshold.shape
+        with torch.inference_mode(False):  # others may ask outside of it
+            self._rest = torch.zeros(n, heads, queries, dtype=threshold.dtype, device=threshold.device)
+            self._wanting = torch.zeros(n, queries, dtype=torch.bool, device=threshold.device)  # until they are known
+        self._wanting.copy_(large.any(1))
 
     def of(self, call: Call, threshold: Tensor, batch: Selector, rows: Selector) -> Tensor:
         """That of some rows, [n, H, t, 1]."""

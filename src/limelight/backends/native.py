@@ -10,7 +10,7 @@ from torch import Tensor
 from limelight.backends import extension, kernels, operator
 from limelight.backends.derivatives import final
 from limelight.backends.protocol import OWN_TENSORS, Backend, Call, Result
-from limelight.numerics import forward_mode, has_numbers, no_graph
+from limelight.numerics import forward_mode, has_numbers, no_graph, transformed
 
 
 class Native(Backend):
@@ -32,8 +32,12 @@ class Native(Backend):
         query, keys, dtype = call.query, call.key.shape[2], call.query.dtype
         if not query.is_cpu:
             return f"it runs on the CPU, and query is on {query.device}"
-        if not (torch.compiler.is_compiling() or has_numbers(query)):
-            return f"query is a {type(query).__name__} without numbers of its own: fake, or of torch.func"
+        if not torch.compiler.is_compiling():
+            for name, one in (("query", query), ("key", call.key), ("value", call.value)):
+                if not has_numbers(one):
+                    return f"{name} is a {type(one).__name__} without numbers of its own: fake, or of torch.func"
+            if transformed():
+                return "a transformation of torch.func runs, or fake tensors are made"
         if forward_mode(call.tensors()):
             return "a forward-mode derivative is wanted"
         if dtype not in kernels.TYPES or not dtype is call.key.dtype is call.value.dtype:

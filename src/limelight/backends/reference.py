@@ -12,7 +12,7 @@ from limelight.backends.protocol import Backend, Call, Result, heads_of
 from limelight.contract import accumulation_dtype
 from limelight.masks import Block
 from limelight.masks.block import pick
-from limelight.numerics import no_autocast
+from limelight.numerics import no_autocast, transformed
 
 
 class Reference(Backend):
@@ -45,7 +45,8 @@ class Reference(Backend):
         block = call.whole()
         if call.distances is not None:
             bias = distance_tile(call.distances.to(dtype), block)[None]
-        if call.may_forbid() and not all(bool(tensor.isfinite().all()) for tensor in (query, key, value)):
+        careful = call.may_forbid() and not transformed()  # under torch.func nobody can look at numbers
+        if careful and not all(bool(tensor.isfinite().all()) for tensor in (query, key, value)):
             output, lse = _row_by_row(call, query, key, value, bias)
         else:
             forbidden = None if call.mask is None else ~call.mask.tile(block)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from limelight.backends.exported import Exported
 from limelight.backends.fused import Fused
 from limelight.backends.native import Native
@@ -34,8 +32,8 @@ def choose(call: Call, name: str) -> Backend:
     """
     if name == "auto" and exporting():
         return _EXPORTED
-    if name == "auto" and transformed() and torch.is_grad_enabled() and _wants_gradients(call):
-        return _REFERENCE  # the one whose gradients torch.func can take, and those of the gradients
+    if name == "auto" and transformed():
+        return _REFERENCE  # plain operators, which torch.func can differentiate and map, again and again
     if name == "auto":
         for backend in BACKENDS:
             if backend.fastest(call) and backend.refusal(call) is None:
@@ -51,10 +49,6 @@ def choose(call: Call, name: str) -> Backend:
             f"backend {name!r} cannot run this call: {refusal}. Use backend='auto'; the others: {reasons(call)}."
         )
     return backend
-
-
-def _wants_gradients(call: Call) -> bool:
-    return any(one is not None and one.requires_grad for one in call.tensors())
 
 
 def observed(call: Call, gather: Gather) -> Gathered:

@@ -11,6 +11,7 @@ from torch import Tensor
 from limelight.contract import exporting
 from limelight.masks.block import Block, bounds
 from limelight.masks.form import Form
+from limelight.numerics import transformed
 
 
 class Mask(ABC):
@@ -81,9 +82,10 @@ def remembered(mask: Mask, block: Block, build: Callable[[Block], Tensor]) -> Te
     """`build(block)`, kept in the mask for the next call if it is the tile of a whole matrix of moderate size.
 
     Decoders and layers ask the same mask for the same tile over and over. Only for masks that cannot change. Not in
-    inference mode: what is built there must not meet autograd later; nor while exported, where a tile is but a name.
+    inference mode: what is built there must not meet autograd later; nor while exported, where a tile is but a name, or
+    under torch.func, where it is a wrapper.
     """
-    if exporting() or not block.whole:
+    if exporting() or transformed() or not block.whole:
         return build(block)
     if block.queries * block.keys > _REMEMBERED_PAIRS or torch.is_inference_mode_enabled():
         return build(block)

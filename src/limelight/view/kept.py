@@ -15,6 +15,7 @@ from limelight.backends.select import observed
 from limelight.contract import tracing
 from limelight.masks.block import Selector
 from limelight.normalizers import Normalizer
+from limelight.numerics import transformed
 from limelight.view import operator
 from limelight.view.observations import (
     Answer,
@@ -54,7 +55,7 @@ class Kept:
     def call(self) -> Call:
         """The call, to compute weights from. Errors: StaleViewError."""
         self._versions.check()
-        if not self._exact and not tracing():
+        if not (self._exact or tracing() or transformed()):
             self._exact = True
             self._call.rest = lookup.rest_of(self._call, self.threshold)
         return self._call
@@ -197,7 +198,7 @@ class Kept:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled as a fresh one: other tensors have other versions."""
-        return Kept, (self.sound, self.threshold, self.weights, self.answers)
+        return Kept, (self.sound.changed(rest=None), self.threshold, self.weights, self.answers)
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is kept."""

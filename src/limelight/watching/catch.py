@@ -71,6 +71,7 @@ class Watcher:
     observe: tuple[Observation, ...]
     record: Callable[[str, AttentionView, bool], None]
     miss: Callable[[str, str], None]
+    by_hand: by_hand.ByHand
 
 
 class Catcher(TorchFunctionMode, Listener):
@@ -85,14 +86,18 @@ class Catcher(TorchFunctionMode, Listener):
         self.compiled = 0
         self._told = (0, 0)
         self.busy = False
+        self.calls = 0
+        self._inside = False  # torch's multi-head attention
         self._heads: tuple[int, ...] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Not the other way round: a compiler that traces this would have its code depend on the numbers.
-        if not torch.compiler.is_dynamo_compiling() and self._told != (self.flexed, self.compiled):
-            # The module that called what was compiled still runs, or the one around it does.
-            self.tell_uncaught()
+        if not torch.compiler.is_dynamo_compiling():
+            self.calls += 1
+            if self._told != (self.flexed, self.compiled):
+                # The module that called what was compiled still runs, or the one around it does.
+                self.tell_uncaught()
         if func not in _CAUGHT or self.busy:
             if isinstance(func, unseen.OPERATORS) and not self.busy:
                 self._operator(func)
@@ -104,7 +109,10 @@ class Catcher(TorchFunctionMode, Listener):
             return self._product(func, args, kwargs)
         if func in by_hand.SOFTMAXES:
             shares = func(*args, **kwargs)
-            self._by_hand(by_hand.softmax, args, kwargs, shares)
+            if torch.compiler.is_dynamo_compiling():
+                self.compiled += by_hand.may_attend(shares)
+            else:
+                self._by_hand(True, args, kwargs, shares)
             return shares
         if torch.compiler.is_dynamo_compiling():
             # What is done here would be compiled, or refused, with the model's own code.
@@ -183,7 +191,8 @@ class Catcher(TorchFunctionMode, Listener):
         bound = _MULTI_HEAD_ARGUMENTS.bind(*args, **kwargs)
         bound.apply_defaults()
         query, heads = bound.arguments["query"], bound.arguments["num_heads"]
-        before = self._heads
+        before = self._heads, self._inside
+        self._inside = True
         if bound.arguments["need_weights"]:
             # [T, B, C] or, unbatched, [T, C]: the scores inside are [B H, T, S] or [H, T, S].
             self._heads = (query.shape[1], heads) if query.ndim == 3 else (heads,)
@@ -191,7 +200,7 @@ class Catcher(TorchFunctionMode, Listener):
             with self:
                 return _MULTI_HEAD_BODY(*args, **kwargs)
         finally:
-            self._heads = before
+            self._heads, self._inside = before
 
     def _scores(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """The scores of `nn.MultiheadAttention` that returns weights: the first product after the projections."""
@@ -228,7 +237,8 @@ class Catcher(TorchFunctionMode, Listener):
         if self._heads is not None and func in _PRODUCTS:
             return self._scores(func, args, kwargs)
         product = func(*args, **kwargs)
-        self._by_hand(by_hand.product, args, kwargs, product)
+        if not torch.compiler.is_dynamo_compiling():
+            self._by_hand(False, args, kwargs, product)
         return product
 
     def _operator(self, func: Any) -> None:
@@ -236,34 +246,35 @@ class Catcher(TorchFunctionMode, Listener):
         if unseen.attends(func):
             _miss(self._wanting(), unseen.KERNEL.format(func))
 
-    def _by_hand(self, step: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
-        """One step of what may be attention by hand; the step that makes it certain is where it is seen."""
-        if not torch.compiler.is_dynamo_compiling() and torch._C._current_graph_task_id() != -1:
+    def _by_hand(self, softmax: bool, args: Any, kwargs: Any, result: Any) -> None:
+        """One step of what may be attention by hand; the product that makes it certain is where it is seen."""
+        if self._inside or torch._C._current_graph_task_id() != -1:
             return  # what a gradient checkpoint runs again is no further call
         for watcher in self.watchers:
-            # A module may make a part of it for the one around it, such as a softmax with a scale.
-            near = watcher.around()[:2]
-            if not near or near[0].attended:
+            around = watcher.around()
+            if not around:
                 continue
-            found = step([one.steps for one in near], args, kwargs, result)
-            if found is None:
-                continue
-            place, scores = found
-            if not near[place].attended:
-                self._seen_by_hand(watcher, near[place], scores)
+            step = watcher.by_hand.softmax if softmax else watcher.by_hand.product
+            path = around[0].path
+            try:
+                for found in step(around, self.calls, args, kwargs, result):
+                    path = found.around[0].path
+                    reason = self._seen_by_hand(watcher, found)
+                    if reason is not None:
+                        watcher.miss(path, reason)
+            except Exception as error:  # what is only recognised must not stop the model
+                watcher.miss(path, unseen.MISFIT.format(error))
 
-    def _seen_by_hand(self, watcher: Watcher, running: Running, scores: by_hand.Scores | None) -> None:
-        """The model has made the scores, and goes on with its own weights: the view is made beside."""
-        if torch.compiler.is_dynamo_compiling():
-            watcher.miss(running.path, unseen.COMPILED)
-        elif scores is None:
-            watcher.miss(running.path, unseen.BY_HAND)
-        elif not _plain(scores.scores):
-            watcher.miss(running.path, unseen.NO_NUMBERS)
-        else:
-            with self._silence(), torch.no_grad():
-                view = _view_beside(*scores.in_our_terms(running.module), watcher.observe)
-                watcher.record(running.path, view, True)
+    def _seen_by_hand(self, watcher: Watcher, found: by_hand.Found) -> str | None:
+        """The model goes on with its own weights: the view is made beside. Why it cannot be; None where it was."""
+        if found.scores is None:
+            return unseen.BY_HAND
+        if not _plain(found.scores.scores):
+            return unseen.NO_NUMBERS
+        with self._silence(), torch.no_grad():
+            view = _view_beside(*found.scores.in_our_terms(found.around), watcher.observe)
+            watcher.record(found.around[0].path, view, True)
+        return None
 
     def tell_uncaught(self, *, entered: bool = False) -> None:
         """Whatever was counted since the last time, the innermost module did, or if it begins now that around it."""

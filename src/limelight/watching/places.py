@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from limelight.errors import ArgumentError, WatchError
-from limelight.watching.by_hand import Steps
 
 # Every call of a module passes through here; a hook on each would cost more than a small attention.
 _CALL = nn.Module._call_impl.__code__
@@ -61,12 +60,11 @@ def _around(path: str) -> list[str]:
 
 @dataclass(slots=True)
 class Running:
-    """A module that was found running, and its path, whether a call of it was caught, and what else it did."""
+    """A module that was found running, its path, and whether a call of it was caught."""
 
     module: nn.Module
     path: str
     attended: bool = False
-    steps: Steps = field(default_factory=Steps)
 
 
 class _Hook:

@@ -8,8 +8,10 @@ from torch._ops import OpOverload, OpOverloadPacket
 OPERATORS = (OpOverload, OpOverloadPacket)
 
 BY_HAND = (
-    "it takes a softmax by itself over scores and a logit more, and which of them that is cannot be told from outside"
+    "it takes the softmax by itself, and its scores cannot be told from outside: they were written over before the "
+    "weights met the values, or there is a logit more of which it is not known which one"
 )
+MISFIT = "it takes the softmax by itself, and what it makes does not fit what is observed ({})"
 NO_NUMBERS = "its attention runs on tensors without numbers of their own: nested, sparse, meta, fake, or of torch.func"
 KERNEL = "it calls torch.ops.{}, a kernel whose arguments are not understood here"
 FLEX = (
@@ -17,8 +19,8 @@ FLEX = (
     "tile_score and a mask"
 )
 COMPILED = (
-    "its attention is inside a function compiled by torch.compile; inside torch.compiler.set_stance('force_eager') it "
-    "makes calls that can be seen"
+    "its attention, or a softmax that may be one, is inside a function compiled by torch.compile; inside "
+    "torch.compiler.set_stance('force_eager') it makes calls that can be seen"
 )
 
 
