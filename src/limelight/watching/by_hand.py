@@ -185,7 +185,7 @@ def _by_size(waiting: _Waiting, weights: Tensor, values: Tensor) -> Scores | str
 
 
 def _by_letters(waiting: _Waiting, weights: str, values: str, out: str) -> Scores | None:
-    """The scores [..., t, s] by the letters of an einsum: the keys are summed, values have heads and such, not queries."""
+    """The scores [..., t, s] by the letters of an einsum: keys are summed, values have heads and such, not queries."""
     terms = weights, values, out
     if any("..." in one for one in terms):
         if not all(one.startswith("...") for one in terms):
