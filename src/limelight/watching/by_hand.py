@@ -122,23 +122,25 @@ class ByHand:
         found: list[Found] = []
         for waiting in list(self._waiting):
             shared = [place for place, one in enumerate(around[:_NEAR]) if any(one is two for two in waiting.around)]
-            scores = _matched(waiting, factors[-2], factors[-1], text if isinstance(text, str) else None)
-            if not shared or scores is None:
+            match = _matched(waiting, factors[-2], factors[-1], text if isinstance(text, str) else None)
+            if not shared or match is None:
                 continue
             self._waiting.remove(waiting)
-            whole = waiting.unchanged() and isinstance(scores, Scores)
-            found.append(Found(around[shared[0] :], scores if whole else None))
+            found.append(Found(around[shared[0] :], match.scores if waiting.unchanged() else None))
         return found
 
     def _forget(self, now: int) -> None:
         self._waiting = [one for one in self._waiting if now - one.born <= _PATIENCE]
 
 
-_UNTOLD = "untold"
+class _Match(NamedTuple):
+    """Weights of a softmax that met values: what it was taken of, None if that cannot be told."""
+
+    scores: Scores | None
 
 
-def _matched(waiting: _Waiting, left: Tensor, right: Tensor, text: str | None) -> Scores | str | None:
-    """The scores, if one factor may be the weights and the other the values; `_UNTOLD` if a sink cannot be told."""
+def _matched(waiting: _Waiting, left: Tensor, right: Tensor, text: str | None) -> _Match | None:
+    """The match, if one factor may be the weights and the other the values."""
     if left.ndim < 3 or right.ndim < 3:
         return None
     if text is not None:
@@ -146,26 +148,27 @@ def _matched(waiting: _Waiting, left: Tensor, right: Tensor, text: str | None) -
         names = terms.split(",")
         if len(names) != 2 or not out:
             return None
-        for weights, values, of_weights, of_values in ((left, right, *names), (right, left, *reversed(names))):
+        first, second = names
+        for weights, values, of_weights, of_values in ((left, right, first, second), (right, left, second, first)):
             if weights.shape == waiting.scores.shape and not isinstance(values, nn.Parameter):
-                scores = _by_letters(waiting, of_weights, of_values, out)
-                if scores is not None:
-                    return scores
-        if not _sums_the_keys(*names, out):
+                match = _by_letters(waiting, of_weights, of_values, out)
+                if match is not None:
+                    return match
+        if not _sums_the_keys(first, second, out):
             return None
     elif left.shape[-1] != right.shape[-2]:
         return None
     if not isinstance(right, nn.Parameter):
-        scores = _by_size(waiting, left, right)
-        if scores is not None:
-            return scores
+        match = _by_size(waiting, left, right)
+        if match is not None:
+            return match
     turned = waiting.axis == waiting.scores.ndim - 2 and text is None and not isinstance(left, nn.Parameter)
     several = right.shape[-1] > 1  # one column alone is rather a filter than a query
     return _by_size(waiting, right.mT, left.mT) if turned and several else None
 
 
-def _by_size(waiting: _Waiting, weights: Tensor, values: Tensor) -> Scores | str | None:
-    """The scores of weights [..., t, s] that meet values [..., s, E], in which leading axes may have been reshaped."""
+def _by_size(waiting: _Waiting, weights: Tensor, values: Tensor) -> _Match | None:
+    """The match of weights [..., t, s] that meet values [..., s, E], in which leading axes may have been reshaped."""
     scores = waiting.scores.movedim(waiting.axis, -1)
     rows, keys = math.prod(weights.shape[:-1]), weights.shape[-1]
     beside = scores.shape[-1] - keys  # a sink is one column more in the softmax
@@ -177,15 +180,15 @@ def _by_size(waiting: _Waiting, weights: Tensor, values: Tensor) -> Scores | str
     if beside:
         scores, sink = scores[..., :-1], scores[..., -1]
         if not waiting.result or _address(weights) != waiting.result or not sink.isfinite().all():
-            return _UNTOLD
+            return _Match(None)
     if scores.ndim < 3:
         scores = scores.reshape(weights.shape)
         sink = None if sink is None else sink.reshape(weights.shape[:-1])
-    return Scores(scores, sink)
+    return _Match(Scores(scores, sink))
 
 
-def _by_letters(waiting: _Waiting, weights: str, values: str, out: str) -> Scores | None:
-    """The scores [..., t, s] by the letters of an einsum: keys are summed, values have heads and such, not queries."""
+def _by_letters(waiting: _Waiting, weights: str, values: str, out: str) -> _Match | None:
+    """The match [..., t, s] by the letters of an einsum: keys are summed, values have heads and such, not queries."""
     terms = weights, values, out
     if any("..." in one for one in terms):
         if not all(one.startswith("...") for one in terms):
@@ -199,7 +202,7 @@ def _by_letters(waiting: _Waiting, weights: str, values: str, out: str) -> Score
     if not summed or not asking or not all(weights[place] in out for place in (*shared, *asking)):
         return None
     scores = waiting.scores.permute(*shared, *asking, waiting.axis)
-    return Scores(scores.flatten(len(shared), -2) if shared else scores.flatten(0, -2).unsqueeze(0))
+    return _Match(Scores(scores.flatten(len(shared), -2) if shared else scores.flatten(0, -2).unsqueeze(0)))
 
 
 def _sums_the_keys(weights: str, values: str, out: str) -> bool:
