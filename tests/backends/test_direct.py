@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from unittest import mock
@@ -188,6 +189,21 @@ def test_what_is_changed_before_the_backward_pass_is_an_error_of_torch():
     output.mul_(2.0)  # the backward pass wants it as it was
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("road", [contextlib.nullcontext, _long_road])
+def test_saved_tensors_that_come_back_in_another_layout(road):
+    query, key, value = (one.requires_grad_() for one in _inputs(2, 2, 2, 7, 9, 8, 8))
+
+    def turned(saved):
+        return saved.mT.contiguous().mT if saved.ndim > 1 else saved
+
+    with road():
+        expected = torch.autograd.grad(attend(query, key, value).sin().sum(), (query, key, value))
+        with torch.autograd.graph.saved_tensors_hooks(turned, turned):
+            output = attend(query, key, value).sin().sum()
+        for mine, theirs in zip(torch.autograd.grad(output, (query, key, value)), expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
 def test_a_checkpoint_finds_the_same_gradients():

@@ -167,6 +167,7 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         query, key, value, kept, rows = ctx.saved_tensors
+        rows = rows.contiguous()  # hooks of saved tensors may lay out anew what they give back
         call = Plain(query, key, value, *ctx.numbers)
         to_output, to_lse = grad_outputs if len(grad_outputs) == 2 else (*grad_outputs, None)
         to_output = value.new_zeros(kept.shape) if to_output is None else to_output.resolve_neg()

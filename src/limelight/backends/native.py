@@ -104,8 +104,9 @@ class _Attention(torch.autograd.Function):
         with no_graph(call.query):
             if to_output is None:
                 to_output = tensors[2].new_zeros(*lse.shape, tensors[2].shape[3])
-            kept = None if rows is None else kernels.Kept(rows, exact)
-            grads = None if kept is None else kernels.backward(call, kept, lse, to_output, to_lse, wanted)
+            # Hooks of saved tensors may lay out anew what they give back.
+            kept = None if rows is None else kernels.Kept(rows.contiguous(), exact)
+            grads = None if kept is None else kernels.backward(call, kept, lse.contiguous(), to_output, to_lse, wanted)
         if grads is None:
             grads = kernels.careful_backward(call, ctx.careful.run, tensors, to_output, to_lse)
         return (None, None, None, *final(grads, "native", anchors=(*tensors, *grad_outputs)))
