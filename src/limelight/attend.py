@@ -83,11 +83,10 @@ def attend(
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
         options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.attend(query, key, value, options)
-    if backend in direct.BACKENDS and bias is None and sink is None and normalizer is None and not dropout:
-        plain = direct.plain(query, key, value, score, mask)
-        found: Any = None if plain is None else direct.attend(plain)
-        if found is not None:
-            return found
+    plain = _plain(query, key, value, score, mask, bias, sink, normalizer, dropout, backend)
+    found: Any = None if plain is None else direct.attend(plain)
+    if found is not None:
+        return found
     call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=False)
     output: Any = choose(call, backend).run(call).output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
@@ -133,9 +132,7 @@ def look(
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
         options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.look(query, key, value, options, observe)
-    found: tuple[Call, Result] | None = None
-    if backend in direct.BACKENDS and bias is None and sink is None and normalizer is None and not dropout:
-        found = _plainly(direct.plain(query, key, value, score, mask), observe)
+    found = _plainly(_plain(query, key, value, score, mask, bias, sink, normalizer, dropout, backend), observe)
     if found is None:
         call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=True)
         call.gather = gather_of(observe, call)
@@ -146,6 +143,24 @@ def look(
     view.gather(observe, result.gathered)
     output: Any = result.output
     return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:]), view
+
+
+def _plain(
+    query: Any,
+    key: Any,
+    value: Any,
+    score: Score | None,
+    mask: Mask | None,
+    bias: Any,
+    sink: Any,
+    normalizer: Any,
+    dropout: float,
+    backend: str,
+) -> direct.Plain | None:
+    """The call for the shortest road, if it can go that way."""
+    if bias is None and sink is None and normalizer is None and not dropout and backend in direct.BACKENDS:
+        return direct.plain(query, key, value, score, mask)
+    return None
 
 
 def _plainly(plain: direct.Plain | None, observe: tuple[Observation, ...]) -> tuple[Call, Result] | None:

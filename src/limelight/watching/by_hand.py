@@ -91,22 +91,26 @@ class ByHand:
     def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
 
-    def softmax(self, around: list[Running], now: int, args: Any, kwargs: Any, shares: Any) -> list[Found]:
+    @property
+    def waits(self) -> bool:
+        """Whether there is a softmax that a product may show to be attention."""
+        return bool(self._waiting)
+
+    def softmax(self, around: list[Running], now: int, args: Any, kwargs: Any, shares: Any) -> None:
         """A softmax, of which a product will say whether it is attention."""
         scores = args[0] if args else kwargs.get("input")
         axis = args[1] if len(args) > 1 else kwargs.get("dim")
         if not isinstance(scores, Tensor) or not isinstance(shares, Tensor) or not isinstance(axis, int):
-            return []
+            return
         if kwargs.get("out") is not None or not _strided(scores, shares) or scores.shape != shares.shape:
-            return []
+            return
         if scores.ndim < 2 or not scores.numel() or not scores.is_floating_point():
-            return []
+            return
         version = None if scores.is_inference() else scores._version
         self._forget(now)
         self._waiting.append(
             _Waiting(scores.detach(), axis % scores.ndim, version, _address(shares), list(around), now)
         )
-        return []
 
     def product(self, around: list[Running], now: int, args: Any, kwargs: Any, result: Any) -> list[Found]:
         """What becomes certain by a product: attention, if its weights are those of a softmax, and its values such as

@@ -251,13 +251,17 @@ class Catcher(TorchFunctionMode, Listener):
         if self._inside or torch._C._current_graph_task_id() != -1:
             return  # what a gradient checkpoint runs again is no further call
         for watcher in self.watchers:
+            if not softmax and not watcher.by_hand.waits:
+                continue  # nobody need walk the stack for it
             around = watcher.around()
             if not around:
                 continue
-            step = watcher.by_hand.softmax if softmax else watcher.by_hand.product
             path = around[0].path
             try:
-                for found in step(around, self.calls, args, kwargs, result):
+                if softmax:
+                    watcher.by_hand.softmax(around, self.calls, args, kwargs, result)
+                    continue
+                for found in watcher.by_hand.product(around, self.calls, args, kwargs, result):
                     path = found.around[0].path
                     reason = self._seen_by_hand(watcher, found)
                     if reason is not None:
