@@ -30,15 +30,17 @@ inline bool packed_once(const Forward& call) { return packed_floats(call) <= PAC
 inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.pooled.to; }
 
 // Queries per unit: even parts of T, whole groups, and fewer where something of all keys is kept, but not so few that
-// packing for each unit, or reading from a third cache what is packed, would show.
-inline int64_t rows_per_unit(const Forward& call) {
+// packing for each unit, or reading from a third cache what is packed, would show. Where there are few heads, so many parts
+// that each thread has about as much to do as the others.
+inline int64_t rows_per_unit(const Forward& call, int64_t threads) {
   int64_t most = ROWS;
   if (looks_back(call)) {
     const int64_t store = packed_once(call) ? STORE : 64 * STORE;
     const int64_t least = packed_floats(call) <= NEAR ? GROUP : packed_once(call) ? 4 * GROUP : 2 * GROUP;
     most = std::clamp(store / std::max<int64_t>(1, call.S) / GROUP * GROUP, least, ROWS);
   }
-  const int64_t units = std::max<int64_t>(1, (call.T + most - 1) / most);
+  int64_t units = std::max<int64_t>(1, (call.T + most - 1) / most);
+  while (uneven(call.N * call.H * units, threads) && call.T / (units + 1) >= GROUP) units++;
   return std::max<int64_t>(1, ((call.T + units - 1) / units + MR - 1) / MR * MR);
 }
 
@@ -275,7 +277,8 @@ class DotForward {
 
 inline bool dot_forward(const Forward& call) {
   if (call.N * call.H * call.T > 0 && few_queries(call)) return DotDecode(call).run();
-  const int64_t rows = rows_per_unit(call), per_head = (call.T + rows - 1) / rows, units = call.N * call.H * per_head;
+  const int64_t threads = threads_for(call, pairs_of(call) * (call.D + call.E));
+  const int64_t rows = rows_per_unit(call, threads), per_head = (call.T + rows - 1) / rows, units = call.N * call.H * per_head;
   if (units == 0) return true;
   std::vector<int64_t> costs(static_cast<size_t>(units));
   for (int64_t unit = 0; unit < units; unit++) {
@@ -283,7 +286,7 @@ inline bool dot_forward(const Forward& call) {
     const Span keys = keys_of_rows(call, n, first, std::min(call.T, first + rows));
     costs[static_cast<size_t>(unit)] = 16 + std::max<int64_t>(0, keys.last - keys.first);
   }
-  const int parts = static_cast<int>(std::min<int64_t>(units, threads_for(call, pairs_of(call) * (call.D + call.E))));
+  const int parts = static_cast<int>(std::min(units, threads));
   const std::vector<int64_t> ends = balanced(costs, parts);
   HeadSums received(call.seen.received, call.S, per_head, ends);
   const Pooled& cells = call.seen.pooled;

@@ -186,7 +186,7 @@ def test_a_long_cache_in_pieces_observes_what_the_whole_does(threads, count, sin
 
 
 @pytest.mark.parametrize("score", [dot(), additive(torch.ones(20) / 4)], ids=["dot", "additive"])
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
 def test_work_in_parts_gives_what_one_part_does(threads, score, count):
     # Three key heads for two, three and five parts: heads are cut, and begun by one part and ended by another.
     query, key, value = (_random(seed, 1, heads, 331, 20) for seed, heads in ((1, 6), (2, 3), (3, 3)))
