@@ -28,8 +28,9 @@ def all_finite(*tensors: Tensor | None) -> bool:
 def has_numbers(tensor: Tensor) -> bool:
     """Whether it holds its numbers itself: does not wrap another tensor, is not fake and not a tensor of torch.func."""
     kind = type(tensor)
-    wraps = kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
-    return not (wraps or _is_functorch_wrapped(tensor) or tensor._is_zerotensor())
+    if kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:  # pyright: ignore
+        return False
+    return not (_is_functorch_wrapped(tensor) or tensor._is_zerotensor())
 
 
 def transformed() -> bool:

@@ -29,6 +29,7 @@ BACKENDS = frozenset({"auto", "native"})
 """What a call may say of its backend to go this way."""
 
 _DOT = Dot()
+_STRIDED = torch.strided
 
 
 class Plain(NamedTuple):
@@ -183,6 +184,6 @@ class _Differentiable(torch.autograd.Function):
 
 def _is_plain(tensor: Any) -> bool:
     """Whether it is a tensor of four axes and nothing more."""
-    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.is_nested:
+    if type(tensor) is not Tensor or tensor.ndim != 4 or tensor.layout is not _STRIDED:
         return False
-    return tensor.ndim == 4 and has_numbers(tensor) and not tensor.is_neg()
+    return has_numbers(tensor) and not (tensor.is_nested or tensor.is_neg())

@@ -115,9 +115,9 @@ def room(like: Tensor, width: int) -> Tensor:
     """
     n, heads, rows, _ = like.shape
     _, between_heads, between_rows, _ = like.stride()
-    if heads > 1 and 0 < between_heads < between_rows:
-        return like.new_empty((n, rows, heads, width)).transpose(1, 2)
-    return like.new_empty((n, heads, rows, width))
+    beside = heads > 1 and 0 < between_heads < between_rows
+    head, row = (width, heads * width) if beside else (rows * width, width)
+    return like.new_empty_strided((n, heads, rows, width), (heads * rows * width, head, row, 1))
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
