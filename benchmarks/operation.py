@@ -32,6 +32,7 @@ class Case:
     name: str
     shape: tuple[int, int, int, int]  # B, H, T, D
     keys: int = 0  # S; 0: T
+    groups: int = 0  # key heads; 0: H
     causal: bool = False
     additive: bool = False
     padded: bool = False
@@ -52,6 +53,7 @@ CASES = (
     Case("dot (1, 8, 2048, 64)", (1, 8, 2048, 64)),
     Case("dot (1, 8, 4096, 64)", (1, 8, 4096, 64)),
     Case("dot (1, 8, 8192, 64)", (1, 8, 8192, 64), directions=_FORWARD),
+    Case("one head (1, 1, 512, 64)", (1, 1, 512, 64)),
     Case("causal (1, 8, 512, 64)", (1, 8, 512, 64), causal=True),
     Case("causal (1, 8, 2048, 64)", (1, 8, 2048, 64), causal=True),
     Case("causal (1, 8, 4096, 64)", (1, 8, 4096, 64), causal=True, directions=_FORWARD),
@@ -62,6 +64,12 @@ CASES = (
     Case("translation (64, 8, 32, 32)", (64, 8, 32, 32)),
     Case("translation, lengths (64, 8, 32, 32)", (64, 8, 32, 32), padded=True),
     Case("one query (1, 8, 1, 64), 32,768 keys", (1, 8, 1, 64), keys=32768, directions=_FORWARD),
+    Case(
+        "one query (1, 32, 1, 128), 8 key heads, 4,096 keys", (1, 32, 1, 128), keys=4096, groups=8, directions=_FORWARD
+    ),
+    Case(
+        "one query (1, 32, 1, 128), 4 key heads, 4,096 keys", (1, 32, 1, 128), keys=4096, groups=4, directions=_FORWARD
+    ),
     Case("8 queries (1, 8, 8, 64), 32,768 keys", (1, 8, 8, 64), keys=32768, directions=_FORWARD),
     Case("16 queries (1, 8, 16, 64), 32,768 keys", (1, 8, 16, 64), keys=32768, directions=_FORWARD),
     Case("hardly any work (1, 1, 1, 16), 8 keys", (1, 1, 1, 16), keys=8, calls=20),
@@ -107,8 +115,8 @@ def rows(seconds: float, peers: Path | None, only: str = "") -> Iterator[dict[st
 def _inputs(case: Case) -> tuple[list[Tensor], dict[str, Any], Tensor]:
     torch.manual_seed(1)
     b, h, t, d = case.shape
-    counts = [t, case.keys or t, case.keys or t]
-    inputs = [torch.randn(b, h, n, d).to(case.dtype).requires_grad_() for n in counts]
+    keys = case.groups or h, case.keys or t
+    inputs = [torch.randn(b, *some, d).to(case.dtype).requires_grad_() for some in ((h, t), keys, keys)]
     vector = torch.randn(d) / d**0.5
     keywords: dict[str, Any] = {}
     if case.causal:
@@ -143,7 +151,7 @@ def _sides(case: Case, keywords: dict[str, Any], vector: Tensor) -> dict[str, Si
     if case.padded:
         allowed = (torch.arange(t) < keywords["mask"].count[:, None])[:, None, None]
     sides["torch SDPA, blind"] = lambda q, k, v: F.scaled_dot_product_attention(
-        q, k, v, attn_mask=allowed, is_causal=case.causal
+        q, k, v, attn_mask=allowed, is_causal=case.causal, enable_gqa=bool(case.groups)
     )
     if t <= 4096:
         sides["torch eager, weights"] = lambda q, k, v: _textbook(q, k, v, case.causal, allowed)
@@ -151,6 +159,8 @@ def _sides(case: Case, keywords: dict[str, Any], vector: Tensor) -> dict[str, Si
 
 
 def _textbook(q: Tensor, k: Tensor, v: Tensor, causal: bool, allowed: Tensor | None) -> Tensor:
+    if k.shape[1] != q.shape[1]:
+        k, v = (one.repeat_interleave(q.shape[1] // one.shape[1], 1) for one in (k, v))
     scores = q @ k.mT / q.shape[-1] ** 0.5
     if causal:
         scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)

@@ -12,7 +12,8 @@ class DotDecodeBackward {
  public:
   // `bias`: where this part finds the bias's gradient.
   DotDecodeBackward(const Backward& call, int64_t, float* bias)
-      : call_(call), bias_(call, bias), rows_(call.H / call.G * call.T), width_(padded(call.D)), scratch_(floats(call, rows_)) {
+      : call_(call), bias_(call, bias), rows_(call.H / call.G * call.T), width_(padded(call.D)), scratch_(floats(call, rows_)),
+        unchanged_(static_cast<size_t>(rows_), 1.0f) {
     query_ = scratch_.take(rows_ * call.D), grad_output_ = scratch_.take(rows_ * call.E);
     weights_ = scratch_.take(rows_ * STRETCH), slopes_ = scratch_.take(rows_ * STRETCH), cap_slope_ = scratch_.take(STRETCH);
     grad_row_ = scratch_.take(whole_vectors(std::max(call.D, call.E)));
@@ -36,7 +37,7 @@ class DotDecodeBackward {
   bool clean() const { return watch_.clean(); }
 
  private:
-  static_assert(FEW + STRETCH <= BiasGradient::most);
+  static_assert(1 + STRETCH <= BiasGradient::most);
 
   static int64_t floats(const Backward& call, int64_t rows) {
     return rows * (call.D + call.E + 2 * STRETCH) + STRETCH * (1 + call.D) + AT_ONCE * call.E +
@@ -51,12 +52,11 @@ class DotDecodeBackward {
     const int64_t first = std::clamp(all.first, key, end), last = std::clamp(all.last, first, end);
     leave(key, first), leave(last, end);
     if (first == last) return;
-    float *s = weights_ + first - key, *g = slopes_ + first - key, unchanged[FEW];
+    float *s = weights_ + first - key, *g = slopes_ + first - key;
     products_of_few(call_.key, call_.type, n_, g_, first, last, call_.D, query_, rows_, s, STRETCH, room_);
     products_of_few(call_.value, call_.type, n_, g_, first, last, call_.E, grad_output_, rows_, g, STRETCH, room_);
     for (int64_t r = 0; r < rows_; r++) slope_of(r, key, {first, last}, delta[r]);
-    std::fill(unchanged, unchanged + FEW, 1.0f);
-    mix_few(call_.key, call_.type, n_, g_, first, last, call_.D, g, rows_, unchanged, grad_query, width_, room_);
+    mix_few(call_.key, call_.type, n_, g_, first, last, call_.D, g, rows_, unchanged_.data(), grad_query, width_, room_);
     for (int64_t j = first; j < last; j++) {
       mix_rows(g + j - first, query_, call_.D);
       write_row(call_.grad_key, call_.type, n_, g_, j, call_.D, grad_row_, 1);
@@ -111,6 +111,7 @@ class DotDecodeBackward {
   int64_t rows_, width_;
   Scratch scratch_;
   float *query_, *grad_output_, *weights_, *slopes_, *cap_slope_, *grad_row_, *room_;
+  std::vector<float> unchanged_;  // 1 for each row: nothing that was summed up so far is changed
   Watch watch_;
   int64_t n_ = 0, g_ = 0;
 };

@@ -7,11 +7,15 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-constexpr int64_t FEW = 6;        // queries that share a key head, at most
-constexpr int64_t STRETCH = 128;  // keys that are met at a time
-constexpr int AT_ONCE = 4;        // keys in a register tile
+constexpr int64_t FEW = 6;                  // queries that share a key head, at most, where a head has several
+constexpr int64_t STRETCH = 128;            // keys that are met at a time
+constexpr int AT_ONCE = W > 8 ? W / 2 : 4;  // keys in a register tile
 
-inline bool few_queries(const Call& call) { return call.H / call.G * call.T <= FEW && call.dropout.rate == 0; }
+// The other way packs keys for rows of one head: with one or two of them that is too much.
+inline bool few_queries(const Call& call) {
+  const int64_t shared = call.H / call.G;
+  return (call.T == 1 || (call.T == 2 && shared <= 8) || shared * call.T <= FEW) && call.dropout.rate == 0;
+}
 
 // s[j] = q . k_j for COUNT keys.
 template <int COUNT>
@@ -27,6 +31,24 @@ LL_INLINE void dots(const float* q, const float* const* keys, int64_t width, flo
   }
 }
 
+// The same for two rows q: s[j] and s[AT_ONCE + j].
+LL_INLINE void dots_of_two(const float* q, const float* const* keys, int64_t width, float* s) {
+  const float* other = q + width;
+  vf sum[2 * AT_ONCE]{};
+  int64_t x = 0;
+  for (; x + W <= width; x += W)
+    for (int j = 0; j < AT_ONCE; j++) {
+      const vf key = load(keys[j] + x);
+      sum[j] += load(q + x) * key, sum[AT_ONCE + j] += load(other + x) * key;
+    }
+  for (int j = 0; j < 2 * AT_ONCE; j += W) store(s + j, sums_of(sum + j));
+  for (int j = 0; x < width && j < AT_ONCE; j++) {
+    float rest = 0, of_other = 0;
+    for (int64_t y = x; y < width; y++) rest += q[y] * keys[j][y], of_other += other[y] * keys[j][y];
+    s[j] += rest, s[AT_ONCE + j] += of_other;
+  }
+}
+
 // Products of `rows` rows on the left, [rows][width], and rows [first, last) of a key head: s[r * stride + j - first]. The
 // backward pass takes its scores from here as the forward pass does: with other roundings e^(s - m) would be off by as much as
 // s is. `room` holds AT_ONCE rows.
@@ -36,11 +58,16 @@ inline void products_of_few(const Tensor& t, Type type, int64_t n, int64_t g, in
     const float* right[AT_ONCE];
     for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
       right[i] = read_row(t, type, n, g, std::min(j + i, last - 1), width, room + i * width);
-    for (int64_t r = 0; r < rows; r++) {
-      float four[AT_ONCE];
-      dots<AT_ONCE>(left + r * width, right, width, four);
-      for (int64_t i = 0; i < AT_ONCE && j + i < last; i++) s[r * stride + j - first + i] = four[i];
+    const size_t size = sizeof(float) * static_cast<size_t>(std::min<int64_t>(AT_ONCE, last - j));
+    float found[2 * AT_ONCE], *to = s + j - first;
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) {
+      dots_of_two(left + r * width, right, width, found);
+      std::memcpy(to + r * stride, found, size), std::memcpy(to + (r + 1) * stride, found + AT_ONCE, size);
     }
+    if (r == rows) continue;
+    dots<AT_ONCE>(left + r * width, right, width, found);
+    std::memcpy(to + r * stride, found, size);
   }
 }
 
@@ -75,10 +102,17 @@ inline void mix_few(const Tensor& t, Type type, int64_t n, int64_t g, int64_t fi
     for (int64_t j = first; j < last; j++) read_row(t, type, n, g, j, width, room + (j - first) * row);
   }
   const int64_t count = last - first;
+  int64_t begin = 0;
+  if (rows > 2) {  // several rows share what they read
+    for (; begin + NR <= width; begin += NR)
+      panel<NV, true>(rows, count, {p, STRETCH, 1}, from + begin, row, sums + begin, sum_row, change, Floats{});
+    for (; begin + W <= width; begin += W)
+      panel<1, true>(rows, count, {p, STRETCH, 1}, from + begin, row, sums + begin, sum_row, change, Floats{});
+  }
   for (int64_t r = 0; r < rows; r++) {
     const float* mine = p + r * STRETCH;
     float* to = sums + r * sum_row;
-    int64_t x = 0;
+    int64_t x = begin;
     for (; x + 8 * W <= width; x += 8 * W) mix<8, 1>(mine, from + x, row, count, change[r], to + x);
     for (; x + 4 * W <= width; x += 4 * W) mix<4, 2>(mine, from + x, row, count, change[r], to + x);
     for (; x + W <= width; x += W) mix<1, 4>(mine, from + x, row, count, change[r], to + x);

@@ -37,8 +37,8 @@ struct Pairs {
 // C[m, :] = before[m] * C[m, :] + sum_k A[m, k] B[k, :]; before is 1 where it is null; without ADD, C is only written. The
 // sum begins at 0 and joins C at the end: over many blocks that errs less than one long sum.
 template <int ROWS, int VECS, bool ADD, class KIND>
-LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c, int64_t c_row,
-                    const float* before, KIND kind) {
+LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, float* c,
+                    int64_t c_row, const float* before, KIND kind) {
   vf sum[ROWS][VECS] = {};
   const auto step = [&](const float* left, const float* right) __attribute__((always_inline)) {
     vf column[VECS];
@@ -54,8 +54,8 @@ LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, c
   int64_t k = 0;
   for (; k + 2 <= depth; k += 2) {
     step(a, b);
-    step(a + a_k, b + NR);
-    a += 2 * a_k, b += 2 * NR;
+    step(a + a_k, b + b_k);
+    a += 2 * a_k, b += 2 * b_k;
   }
   if (k < depth) step(a, b);
 #pragma GCC unroll 6
@@ -69,15 +69,15 @@ LL_INLINE void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_k, c
 }
 
 template <int VECS, bool ADD, class KIND>
-LL_INLINE void tile_rows(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, float* c,
-                         int64_t c_row, const float* before, KIND kind) {
+LL_INLINE void tile_rows(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
+                         float* c, int64_t c_row, const float* before, KIND kind) {
   switch (rows) {
-    case 6: return tile<6, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
-    case 5: return tile<5, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
-    case 4: return tile<4, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
-    case 3: return tile<3, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
-    case 2: return tile<2, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
-    default: return tile<1, VECS, ADD>(depth, a, a_row, a_k, b, c, c_row, before, kind);
+    case 6: return tile<6, VECS, ADD>(depth, a, a_row, a_k, b, b_k, c, c_row, before, kind);
+    case 5: return tile<5, VECS, ADD>(depth, a, a_row, a_k, b, b_k, c, c_row, before, kind);
+    case 4: return tile<4, VECS, ADD>(depth, a, a_row, a_k, b, b_k, c, c_row, before, kind);
+    case 3: return tile<3, VECS, ADD>(depth, a, a_row, a_k, b, b_k, c, c_row, before, kind);
+    case 2: return tile<2, VECS, ADD>(depth, a, a_row, a_k, b, b_k, c, c_row, before, kind);
+    default: return tile<1, VECS, ADD>(depth, a, a_row, a_k, b, b_k, c, c_row, before, kind);
   }
 }
 
@@ -86,17 +86,18 @@ struct Operand {
   int64_t row, k;  // strides
 };
 
-// C [rows, VECS vectors]: tiles of MR rows and what is left, or of less where that makes them even.
+// C [rows, VECS vectors]: tiles of MR rows and what is left, or of less where that makes them even. Rows of B lie `b_k` apart.
 template <int VECS, bool ADD, class KIND>
-LL_INLINE void panel(int64_t rows, int64_t depth, Operand a, const float* b, float* c, int64_t c_row, const float* before,
-                     KIND kind) {
+LL_INLINE void panel(int64_t rows, int64_t depth, Operand a, const float* b, int64_t b_k, float* c, int64_t c_row,
+                     const float* before, KIND kind) {
   const int64_t tiles = (rows + MR - 1) / MR, even = (rows + tiles - 1) / std::max<int64_t>(1, tiles);
   int64_t m = 0;
   if (even == MR)
     for (; m + MR <= rows; m += MR)
-      tile<MR, VECS, ADD>(depth, a.data + m * a.row, a.row, a.k, b, c + m * c_row, c_row, before ? before + m : nullptr, kind);
+      tile<MR, VECS, ADD>(depth, a.data + m * a.row, a.row, a.k, b, b_k, c + m * c_row, c_row, before ? before + m : nullptr,
+                          kind);
   for (; m < rows; m += even)
-    tile_rows<VECS, ADD>(std::min(even, rows - m), depth, a.data + m * a.row, a.row, a.k, b, c + m * c_row, c_row,
+    tile_rows<VECS, ADD>(std::min(even, rows - m), depth, a.data + m * a.row, a.row, a.k, b, b_k, c + m * c_row, c_row,
                          before ? before + m : nullptr, kind);
 }
 
@@ -110,13 +111,13 @@ inline void product(int64_t rows, int64_t columns, int64_t first, int64_t depth,
     const float* from = b + column * stored + first * NR;
     const int64_t vectors = columns - column >= NR ? NV : (columns - column + W - 1) / W;
     switch (vectors) {
-      case 1: panel<1, ADD>(rows, depth, a, from, c + column, c_row, before, kind); break;
-      case 2: panel<2, ADD>(rows, depth, a, from, c + column, c_row, before, kind); break;
+      case 1: panel<1, ADD>(rows, depth, a, from, NR, c + column, c_row, before, kind); break;
+      case 2: panel<2, ADD>(rows, depth, a, from, NR, c + column, c_row, before, kind); break;
       case 3:
-        if constexpr (NV > 2) panel<3, ADD>(rows, depth, a, from, c + column, c_row, before, kind);
+        if constexpr (NV > 2) panel<3, ADD>(rows, depth, a, from, NR, c + column, c_row, before, kind);
         break;
       default:
-        if constexpr (NV > 3) panel<4, ADD>(rows, depth, a, from, c + column, c_row, before, kind);
+        if constexpr (NV > 3) panel<4, ADD>(rows, depth, a, from, NR, c + column, c_row, before, kind);
     }
   }
 }

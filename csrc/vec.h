@@ -202,15 +202,20 @@ LL_INLINE void fold(vf* x) {
   }
 }
 
-// Lane i is the sum of vector i of `rows`, [W][W], with the roundings of `sum_of`.
-LL_INLINE vf sums_of(const float* rows) {
-  vf x[W];
-  for (int i = 0; i < W; i++) x[i] = load(rows + i * W);
+// Lane i is the sum of vector i of W, with the roundings of `sum_of`; the vectors are used up.
+LL_INLINE vf sums_of(vf* x) {
   if constexpr (W > 8) fold<8>(x);
   if constexpr (W > 4) fold<4>(x);
   fold<2>(x);
   fold<1>(x);
   return x[0];
+}
+
+// The same of `rows`, [W][W].
+LL_INLINE vf sums_of(const float* rows) {
+  vf x[W];
+  for (int i = 0; i < W; i++) x[i] = load(rows + i * W);
+  return sums_of(x);
 }
 
 LL_INLINE float largest_of(vf x) {

@@ -137,6 +137,22 @@ def test_gradients_of_few_queries_take_the_weights_of_the_forward_pass(size):
     torch.testing.assert_close(to_value.sum(2), torch.full((1, 2, 8), 3.0), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(("shared", "queries"), [(2, 1), (9, 1), (71, 1), (8, 2), (9, 2), (2, 3)])
+def test_queries_that_share_a_key_head_observe_what_each_would_alone(shared, queries):
+    query, key, value = _random(1, 2, 2 * shared, queries, 40), _random(2, 2, 2, 333, 40), _random(3, 2, 2, 333, 43)
+    observe = ("received", "entropy", "distance", top(5))
+    mask = lengths(torch.tensor([333, 130]))
+    output, view = look(query, key, value, mask=mask, backend="native", observe=observe)
+    for head in range(2 * shared):
+        mine, theirs = slice(head, head + 1), slice(head // shared, head // shared + 1)
+        inputs = (one.double() for one in (query[:, mine], key[:, theirs], value[:, theirs]))
+        expected, alone = look(*inputs, mask=mask, backend="reference", observe=observe)
+        torch.testing.assert_close(output[:, mine].double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(view.entropy()[:, mine].double(), alone.entropy(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(view.received()[:, mine].double(), alone.received(), rtol=1e-5, atol=1e-7)
+        assert torch.equal(view.top(5).indices[:, mine], alone.top(5).indices)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_gradients_of_a_long_cache_in_pieces_are_those_of_the_whole(threads, count):
     threads(count)
