@@ -155,9 +155,7 @@ inline int threads_for(const Call& call, double work, double each = 200000) {
 }
 
 // Whether so many units of equal cost leave more than a tenth of the threads' time unused.
-inline bool uneven(int64_t units, int64_t threads) {
-  return (units + threads - 1) / threads * threads - units > units / 10;
-}
+inline bool uneven(int64_t units, int64_t threads) { return (units + threads - 1) / threads * threads - units > units / 10; }
 
 // Cut [0, costs.size()) into `parts` stretches of about equal cost; returns their parts + 1 ends.
 inline std::vector<int64_t> balanced(const std::vector<int64_t>& costs, int parts) {
