@@ -314,8 +314,7 @@ inline bool additive_backward(const Backward& call) {
   std::vector<double> to_vector(static_cast<size_t>(call.vector_head ? call.H * call.D : call.D), 0.0);
   bool clean = true;
   for (int64_t plane = 0; plane < planes; plane += each)
-    clean &= additive_backward_planes(
-        call, plane, plane + each, parts, [&](int part) { return bias.origin(part); }, to_vector);
+    clean &= additive_backward_planes(call, plane, plane + each, parts, [&](int part) { return bias.origin(part); }, to_vector);
   bias.finish();
   for (size_t d = 0; d < to_vector.size(); d++) call.grad_vector[d] += static_cast<float>(to_vector[d]);
   return clean;

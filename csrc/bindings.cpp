@@ -233,10 +233,8 @@ NB_MODULE(_native, module) {
   const char* about =
       "Run a checked call, given as the flat tuple that limelight.backends.native builds. False where NaN or inf stands in\n"
       "what was read: then the results are of no use.";
-  module.def(
-      "dot_forward", [](nb::tuple call) { return run(limelight::kernels().dot_forward, forward_of(call)); }, about);
-  module.def(
-      "dot_backward", [](nb::tuple call) { return run(limelight::kernels().dot_backward, backward_of(call)); }, about);
+  module.def("dot_forward", [](nb::tuple call) { return run(limelight::kernels().dot_forward, forward_of(call)); }, about);
+  module.def("dot_backward", [](nb::tuple call) { return run(limelight::kernels().dot_backward, backward_of(call)); }, about);
   module.def(
       "plain_dot",
       [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, double scale, int64_t high, uint64_t lengths,

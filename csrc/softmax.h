@@ -92,7 +92,7 @@ LL_INLINE void soften(RowState& state, int64_t r, const Highest& high, const flo
   const vf shift = splat(m == -INF ? 0.0f : m);
   vf total{}, total_2{}, spread{}, spread_2{}, away{}, away_2{}, place{};
   if constexpr (AWAY) place = splat(static_cast<float>(beyond + first)) + lanes();
-  const auto take = [&](int64_t j, vf & of_total, vf & of_spread, vf & of_away) __attribute__((always_inline)) {
+  const auto take = [&](int64_t j, vf& of_total, vf& of_spread, vf& of_away) __attribute__((always_inline)) {
     const vf x = larger(splat(least), load(s + j) - shift);
     const vf one = exp_within(x);
     store(p + j, one);

@@ -29,8 +29,8 @@ class RowsAsked {
   explicit RowsAsked(const RowScores& call)
       : call_(call), scratch_(Scratch::room(ROWS * COLUMNS) + 2 * Scratch::room(ROWS) + Scratch::room(ROWS * W) +
                               2 * Scratch::room(ROWS * whole_vectors(call.top))),
-        scores_(scratch_.take(ROWS * COLUMNS)), state_{scratch_.take(ROWS), scratch_.take(ROWS), scratch_.take(ROWS * W), nullptr,
-                                                       nullptr} {
+        scores_(scratch_.take(ROWS * COLUMNS)),
+        state_{scratch_.take(ROWS), scratch_.take(ROWS), scratch_.take(ROWS * W), nullptr, nullptr} {
     const int64_t links = ROWS * whole_vectors(call.top);
     float* values = scratch_.take(links);
     strongest_ = Strongest(call.top, values, reinterpret_cast<int32_t*>(scratch_.take(links)));
