@@ -51,6 +51,13 @@ class Numbers {
   size_t count_, place_ = 0;
 };
 
+void read(Numbers& from, limelight::Mask& mask) {
+  mask.low = from.whole(), mask.high = from.whole();
+  mask.lengths = from.pointer<int64_t>();
+  mask.first = from.pointer<int32_t>(), mask.last = from.pointer<int32_t>();
+  mask.dense = from.tensor();
+}
+
 void read(Numbers& from, Call& call) {
   call.N = from.whole(), call.H = from.whole(), call.G = from.whole();
   call.T = from.whole(), call.S = from.whole(), call.D = from.whole(), call.E = from.whole();
@@ -61,10 +68,7 @@ void read(Numbers& from, Call& call) {
   call.dropout.rate = from.real();
   call.dropout.seed = static_cast<uint64_t>(from.whole());
   call.query = from.tensor(), call.key = from.tensor(), call.value = from.tensor(), call.bias = from.tensor();
-  call.mask.low = from.whole(), call.mask.high = from.whole();
-  call.mask.lengths = from.pointer<int64_t>();
-  call.mask.first = from.pointer<int32_t>(), call.mask.last = from.pointer<int32_t>();
-  call.mask.dense = from.tensor();
+  read(from, call.mask);
   call.vector = from.pointer<float>();
   call.vector_head = from.whole();
   call.sink = from.pointer<float>();
@@ -162,7 +166,7 @@ limelight::ActivationDropout activation_dropout_of(nb::tuple numbers) {
   return call;
 }
 
-// A dot product without anything besides: whether its tensors can be read and fit, and the call is now in `call`.
+// A dot product with nothing besides but a mask: whether its tensors can be read and fit, and the call is now in `call`.
 bool plain(const limelight::Reader& reader, nb::handle query, nb::handle key, nb::handle value, Call& call) {
   limelight::Borrowed q, k, v;
   if (!reader.read(query, q) || !reader.read(key, k) || !reader.read(value, v)) return false;
@@ -182,19 +186,14 @@ bool plain(const limelight::Reader& reader, nb::handle query, nb::handle key, nb
   return true;
 }
 
-// What else a plain call is: its scale, and that key j of query i is allowed for j <= i + high and j < lengths[n].
-struct Plain {
-  double scale;
-  int64_t high;
-  uint64_t lengths;
-  int threads;
-  void put_into(Call& call) const {
-    call.scale = static_cast<float>(scale);
-    call.mask.high = high;
-    call.mask.lengths = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(lengths));
-    call.threads = threads;
-  }
-};
+// What else a plain call is: scale, mask and threads.
+void read(double scale, nb::tuple mask, int threads, Call& call) {
+  call.scale = static_cast<float>(scale);
+  Numbers from(mask);
+  if (from.more()) read(from, call.mask);
+  from.end();
+  call.threads = threads;
+}
 
 // Whether the object is a tensor of that type and size, which is now in `to`.
 bool fits(const limelight::Reader& reader, nb::handle object, limelight::Type type, int64_t n, int64_t heads, int64_t rows,
@@ -237,30 +236,30 @@ NB_MODULE(_native, module) {
   module.def("dot_backward", [](nb::tuple call) { return run(limelight::kernels().dot_backward, backward_of(call)); }, about);
   module.def(
       "plain_dot",
-      [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, double scale, int64_t high, uint64_t lengths,
-         int threads, uint64_t lse, uint64_t rows, uint64_t exact, nb::tuple observed) {
+      [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, double scale, nb::tuple mask, int threads,
+         uint64_t lse, uint64_t rows, uint64_t exact, nb::tuple observed) {
         static const limelight::Reader reader(query.type());
         Forward call;
         if (!plain(reader, query, key, value, call)) return false;
         if (!fits(reader, output, call.type, call.N, call.H, call.T, call.E, call.output)) return false;
-        Plain{scale, high, lengths, threads}.put_into(call);
+        read(scale, mask, threads, call);
         call.lse = floats(lse), call.rows = floats(rows), call.exact = floats(exact);
         Numbers from(observed);
         if (from.more()) read(from, call.seen);
         from.end();
         return run(limelight::kernels().dot_forward, call);
       },
-      nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg() = 0, nb::arg() = 0,
-      nb::arg() = 0, nb::arg() = nb::make_tuple(),
-      "Run softmax(scale q k') v, tensors [N, H, T, D], [N, G, S, D], [N, G, S, E] into output [N, H, T, E], key j of query i\n"
-      "being allowed for j <= i + high and j < lengths[n], an address of N int64 or 0; then, in this order, the threads, the\n"
-      "addresses of lse, rows and output in fp32, or 0, and what is observed, as in the tuple of dot_forward. False where that\n"
-      "is no such call, or NaN or inf stands in it: output is of no use then.");
+      nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg() = 0, nb::arg() = 0, nb::arg() = 0,
+      nb::arg() = nb::make_tuple(),
+      "Run softmax(scale q k') v, tensors [N, H, T, D], [N, G, S, D], [N, G, S, E] into output [N, H, T, E]; then, in this\n"
+      "order, scale, the mask as in the tuple of dot_forward, or (), the threads, the addresses of lse, rows and output in\n"
+      "fp32, or 0, and what is observed, as in that tuple. False where that is no such call, or NaN or inf stands in it: output\n"
+      "is of no use then.");
   module.def(
       "plain_dot_backward",
       [](nb::handle query, nb::handle key, nb::handle value, nb::handle output, nb::handle grad_output, nb::handle grad_query,
-         nb::handle grad_key, nb::handle grad_value, double scale, int64_t high, uint64_t lengths, int threads, uint64_t lse,
-         uint64_t rows, uint64_t grad_lse) {
+         nb::handle grad_key, nb::handle grad_value, double scale, nb::tuple mask, int threads, uint64_t lse, uint64_t rows,
+         uint64_t grad_lse) {
         static const limelight::Reader reader(query.type());
         Backward call;
         if (!plain(reader, query, key, value, call)) return false;
@@ -270,7 +269,7 @@ NB_MODULE(_native, module) {
             !fits(reader, grad_key, call.type, call.N, call.G, call.S, call.D, call.grad_key) ||
             !fits(reader, grad_value, call.type, call.N, call.G, call.S, call.E, call.grad_value))
           return false;
-        Plain{scale, high, lengths, threads}.put_into(call);
+        read(scale, mask, threads, call);
         call.lse = floats(lse), call.rows = floats(rows), call.grad_lse = floats(grad_lse);
         return run(limelight::kernels().dot_backward, call);
       },

@@ -13,7 +13,23 @@ import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limelight import additive, attend, band, causal, dot, lengths, look, pooled, received, rows, top
+from limelight import (
+    additive,
+    attend,
+    band,
+    causal,
+    dense,
+    dot,
+    interval,
+    lengths,
+    look,
+    pooled,
+    received,
+    rows,
+    segments,
+    top,
+    window,
+)
 from limelight.backends import direct, extension
 from limelight.errors import ArgumentError, BackendError
 
@@ -44,7 +60,15 @@ def _calls(draw):
     dtype = draw(st.sampled_from((torch.float32, torch.bfloat16, torch.float16)))
     given = _inputs(n, groups * draw(st.integers(1, 3)), groups, *sizes, dtype, draw(st.booleans()))
     counts = torch.tensor([draw(st.integers(0, sizes[1])) for _ in range(n)])
-    mask = draw(st.sampled_from((None, causal(), causal("start"), lengths(counts))))
+    queries, keys = sizes[:2]
+    pattern = torch.rand(draw(st.sampled_from((1, n))), 1, draw(st.sampled_from((1, queries))), keys) < 0.7
+    begins = torch.randint(keys, (n, queries))
+    masks = (
+        *(None, causal(), causal("start"), lengths(counts), window(3, 1), dense(pattern)),
+        *(causal() & lengths(counts), window(4, 0) & dense(pattern), interval(begins, begins + 4)),
+        segments(torch.arange(queries).expand(n, -1) // 3, torch.arange(keys).expand(n, -1) // 3),
+    )
+    mask = draw(st.sampled_from(masks))
     return given, draw(st.sampled_from((None, dot(0.3)))), mask
 
 
@@ -246,7 +270,7 @@ class _Kind(torch.Tensor):
         _case(score=dot(cap=1.0)),
         _case(score=additive(torch.ones(8))),
         _case(score="dot"),
-        _case(mask=band(-1, 1)),
+        _case(mask=~band(-1, 1)),
         _case(mask=lengths(torch.tensor([1, 6]))),
         _case(mask=lengths(torch.tensor([1]))),
         _case(mask=lengths(torch.tensor([[1, 2], [1, 2]]))),
@@ -300,7 +324,7 @@ def test_the_backward_pass_reads_no_tensor_that_does_not_fit():
     assert module is not None
     query, key, value = _inputs(1, 2, 2, 3, 5, 8, 8)
     output, rows = torch.empty(1, 2, 3, 8), torch.empty(3, 1, 2, 3)
-    numbers = (0.3, 100, 0, 1)
+    numbers = (0.3, (), 1)
     assert module.plain_dot(query, key, value, output, *numbers, *direct._places_in(rows))
     tensors = [query, key, value, output, output, *map(torch.empty_like, (query, key, value))]
     assert module.plain_dot_backward(*tensors, *numbers, *direct._places_in(rows), 0)
@@ -310,3 +334,5 @@ def test_the_backward_pass_reads_no_tensor_that_does_not_fit():
             assert not module.plain_dot_backward(*wrong, *numbers, *direct._places_in(rows), 0)
     with pytest.raises(ValueError, match="a call of another length"):
         module.plain_dot(query, key, value, output, *numbers, 0, 0, 0, (1, 2))
+    with pytest.raises(ValueError, match="a call of another length"):
+        module.plain_dot(query, key, value, output, 0.3, (0, 0), 1)

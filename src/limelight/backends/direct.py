@@ -17,10 +17,10 @@ from limelight.backends.derivatives import final
 from limelight.backends.protocol import NOTHING, Call, Result
 from limelight.backends.select import CAREFUL
 from limelight.contract import exporting
-from limelight.masks import Mask
+from limelight.errors import ArgumentError
+from limelight.masks import Block, Mask
 from limelight.masks.causal import Causal
 from limelight.masks.form import EVERYTHING
-from limelight.masks.lengths import Lengths
 from limelight.numerics import forward_mode, has_numbers, no_graph, transformed
 from limelight.scores import Score
 from limelight.scores.dot import Dot
@@ -33,9 +33,10 @@ _STRIDED = torch.strided
 
 
 class Plain(NamedTuple):
-    """A dot product of plain tensors of four axes, without a mask or with `causal()` or `lengths`, as kernels take it.
+    """A dot product of plain tensors of four axes and a mask that kernels know, as kernels take it.
 
-    Whether the shapes fit each other, the kernel finds: it refuses what does not.
+    Whether the shapes fit each other, the kernel finds: it refuses what does not. `allowed` says where the mask's
+    tensors lie, and `alive` holds those that were made for it.
     """
 
     query: Tensor
@@ -45,8 +46,8 @@ class Plain(NamedTuple):
     mask: Mask | None
     module: ModuleType
     scale: float
-    high: int
-    counts: Tensor | None
+    allowed: tuple[int, ...]
+    alive: list[Tensor]
 
     def wants_gradients(self) -> bool:
         """Whether a backward pass may follow."""
@@ -58,10 +59,9 @@ class Plain(NamedTuple):
         lead = tuple(self.query.shape[:1])
         return Call(self.query, self.key, self.value, self.score, self.mask, None, 0.0, 0, lead, wants_lse)
 
-    def numbers(self) -> tuple[float, int, int, int]:
+    def numbers(self) -> tuple[float, tuple[int, ...], int]:
         """Scale, mask and threads as csrc/bindings.cpp reads them."""
-        counts = 0 if self.counts is None else self.counts.data_ptr()
-        return self.scale, self.high, counts, torch.get_num_threads()
+        return self.scale, self.allowed, torch.get_num_threads()
 
 
 def plain(query: Any, key: Any, value: Any, score: Score | None, mask: Mask | None) -> Plain | None:
@@ -75,19 +75,16 @@ def plain(query: Any, key: Any, value: Any, score: Score | None, mask: Mask | No
     score = _DOT if score is None else score
     if type(score) is not Dot or score.cap is not None or forward_mode((query, key, value)):
         return None
-    high, counts = EVERYTHING.high, None
-    if type(mask) is Causal:
-        high = key.shape[2] - query.shape[2] if mask.align == "end" else 0
-    elif type(mask) is Lengths and mask.longest <= key.shape[2] and mask.count.shape == query.shape[:1]:
-        counts = mask.count.to(query.device).contiguous()
-    elif mask is not None:
-        return None
     module = extension.native()
     if module is None or extension.refusal() is not None:
         return None
+    alive: list[Tensor] = []
+    allowed = () if mask is None else _allowed(query, key, mask, alive)
+    if allowed is None:
+        return None
     scale = score.plain_scale(query.shape[3])
     assert scale is not None  # there is no cap
-    return Plain(query, key, value, score, mask, module, scale, high, counts)
+    return Plain(query, key, value, score, mask, module, scale, allowed, alive)
 
 
 def attend(call: Plain) -> Tensor | None:
@@ -180,6 +177,25 @@ class _Differentiable(torch.autograd.Function):
             with no_graph(query):
                 grads = kernels.careful_backward(whole, CAREFUL.run, tensors, to_output, to_lse)[:3]
         return *final(grads, "native", anchors=(*call[:3], *grad_outputs)), None
+
+
+def _allowed(query: Tensor, key: Tensor, mask: Mask, alive: list[Tensor]) -> tuple[int, ...] | None:
+    """Where the tensors of a mask lie, which `alive` takes; None if it fits no kernel, or not the call."""
+    n, heads, queries, _ = shape = query.shape
+    keys = key.shape[2]
+    if type(mask) is Causal:
+        return EVERYTHING.low, keys - queries if mask.align == "end" else 0, *kernels.UNMASKED[2:]
+    if not isinstance(mask, Mask):
+        return None
+    whole = Block(
+        (n,), heads, queries, keys, slice(0, n), slice(0, heads), slice(0, queries), slice(0, keys), query.device
+    )
+    try:
+        mask.check(whole)
+    except ArgumentError:
+        return None
+    form = mask.form(whole)
+    return None if form is None else kernels.allowed(form, shape, keys, alive)
 
 
 def _is_plain(tensor: Any) -> bool:

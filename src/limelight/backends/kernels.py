@@ -12,7 +12,7 @@ from limelight.backends import extension
 from limelight.backends.pooling import mean_of_sums
 from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gathered, Result
 from limelight.backends.sinks import row_products, sink_gradient
-from limelight.masks.form import EVERYTHING
+from limelight.masks.form import EVERYTHING, Form
 
 MOST_KEYS = 2**31 - 1
 MOST_WIDTH = 2**16
@@ -20,7 +20,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOTHING = (0, 0, 0, 0, 0)
 """A tensor that is not there: no address, no strides."""
 
-_UNMASKED = (EVERYTHING.low, EVERYTHING.high, 0, 0, 0, *_NOTHING)
+UNMASKED = (EVERYTHING.low, EVERYTHING.high, 0, 0, 0, *_NOTHING)
 """A mask that allows everything."""
 
 NOTHING_SEEN = Gathered()
@@ -246,7 +246,7 @@ def _common(call: Call) -> tuple[tuple[int | float, ...], list[Tensor]]:
         *_place(call.key),
         *_place(value),
         *_added(call, alive),
-        *_allowed(call, alive),
+        *allowed(call.form(), query.shape, keys, alive),
         *_vector(call, alive),
         *_sink(call, alive),
     )
@@ -267,13 +267,12 @@ def _added(call: Call, alive: list[Tensor]) -> tuple[int, ...]:
     return place
 
 
-def _allowed(call: Call, alive: list[Tensor]) -> tuple[int, ...]:
-    """The band, and where lengths, runs and dense pattern lie."""
-    form = call.form()
+def allowed(form: Form | None, query: torch.Size, keys: int, alive: list[Tensor]) -> tuple[int, ...]:
+    """The band of a mask, and where its lengths, runs and dense pattern lie, in tensors that `alive` takes."""
     if form is EVERYTHING:
-        return _UNMASKED
+        return UNMASKED
     assert form is not None
-    n, heads, queries, _ = call.query.shape
+    n, heads, queries, _ = query
     lengths, runs, dense = 0, [0, 0], _NOTHING
     if form.lengths is not None:
         counts = form.lengths.contiguous()
@@ -285,7 +284,7 @@ def _allowed(call: Call, alive: list[Tensor]) -> tuple[int, ...]:
             alive.append(wide)
             runs[place] = wide.data_ptr()
     if form.dense is not None:
-        wide = form.dense.expand(n, heads, queries, call.key.shape[2])
+        wide = form.dense.expand(n, heads, queries, keys)
         alive.append(wide)
         dense = _place(wide)
     return form.low, form.high, lengths, *runs, *dense

@@ -92,6 +92,8 @@ def fold_lead(tensor: Tensor, lead: tuple[int, ...], trailing: int) -> Tensor:
     The tensor broadcasts to `lead` in front of its last `trailing` axes. A view, except where two or more leading axes
     are broadcast in part.
     """
+    if len(lead) == 1 and tensor.ndim == trailing + 1:
+        return tensor
     missing = trailing - tensor.ndim
     if missing > 0:
         tensor = tensor.reshape((1,) * missing + tuple(tensor.shape))
