@@ -137,10 +137,11 @@ inline void row_sums(const Backward& call, int64_t n, int64_t h, float* delta, f
 template <class PASS, class F>
 bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int parts, F bias) {
   const int64_t shared = call.H / call.G, width = padded(call.D);
-  // Stretches per key head: one, or so many that all threads have about as much to do.
+  // Stretches per key head: one, or enough for all threads, and one more where that leaves less of them idle.
   const int64_t blocks = (call.S + KEYS - 1) / KEYS;
-  int64_t cuts = 1;
-  while (uneven(heads * cuts, parts) && cuts < blocks) cuts++;
+  int64_t cuts = std::clamp<int64_t>((parts + heads - 1) / heads, 1, blocks);
+  const auto rounds = [&](int64_t some) { return (heads * some + parts - 1) / parts; };
+  if (cuts < blocks && rounds(cuts + 1) * cuts < rounds(cuts) * (cuts + 1)) cuts++;
   const int64_t stretch = (blocks + cuts - 1) / cuts * KEYS, units = heads * cuts, sums = shared * call.T * width;
   const bool split = cuts > 1;
   std::vector<float> partial(split ? static_cast<size_t>(units * sums) : 0);

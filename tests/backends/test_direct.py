@@ -289,6 +289,42 @@ def test_the_long_road_says_what_is_wrong():
         attend(query, key, value[:, :, :4])
 
 
+def test_a_mask_of_no_queries():
+    query, key, value = _inputs(2, 2, 2, 0, 3, 4, 4)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    for mask in (interval(none, none), segments(none, torch.zeros(2, 3, dtype=torch.long)), causal()):
+        assert attend(query, key, value, mask=mask).shape == (2, 2, 0, 4)
+
+
+def test_memory_of_a_mask_that_moves_before_the_backward_pass():
+    query, key, value = (one.requires_grad_() for one in _inputs(1, 2, 2, 300, 500, 8, 8))
+    allowed = torch.rand(1, 2, 300, 500) < 0.5
+    output = attend(query, key, value, mask=dense(allowed))
+    expected = torch.autograd.grad(output.square().sum(), (query, key, value), retain_graph=True)
+    allowed.share_memory_()
+    for mine, theirs in zip(torch.autograd.grad(output.square().sum(), (query, key, value)), expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_mask_goes_on_after_a_transformation_of_torch():
+    query, key, value = _inputs(2, 2, 2, 3, 5, 8, 8)
+    mask = lengths(torch.tensor([4, 2]))
+    torch.func.grad(lambda one: attend(one, key, value, mask=mask).sum())(query)
+    assert torch.equal(attend(query, key, value, mask=mask), attend(query, key, value, mask=lengths(mask.count)))
+
+
+def test_what_is_wrong_with_the_inputs_is_said_before_a_mask_is_asked():
+    class Own(type(causal())):
+        def check(self, block):
+            raise ValueError("of the mask")
+
+    query, key, value = _inputs(2, 2, 2, 3, 5, 8, 8)
+    with pytest.raises(ArgumentError, match=r"key must have the leading axes of query"):
+        attend(query, key[:1], value, mask=Own("end"))
+    with pytest.raises(ValueError, match="of the mask"):
+        attend(query, key, value, mask=Own("end"))
+
+
 def test_gradients_are_not_lost_where_they_are_wanted():
     query, key, value = (one.requires_grad_() for one in _inputs(2, 2, 2, 3, 5, 8, 8))
     assert attend(query, key, value).requires_grad

@@ -17,7 +17,6 @@ from limelight.backends.derivatives import final
 from limelight.backends.protocol import NOTHING, Call, Result
 from limelight.backends.select import CAREFUL
 from limelight.contract import exporting
-from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.causal import Causal
 from limelight.masks.form import EVERYTHING
@@ -36,7 +35,7 @@ class Plain(NamedTuple):
     """A dot product of plain tensors of four axes and a mask that kernels know, as kernels take it.
 
     Whether the shapes fit each other, the kernel finds: it refuses what does not. `allowed` says where the mask's
-    tensors lie, and `alive` holds those that were made for it.
+    tensors lie now, and `alive` holds those that were made for it.
     """
 
     query: Tensor
@@ -158,7 +157,7 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, done: _Pass) -> Any:
         ctx.save_for_backward(query, key, value, done.kept, done.rows)
-        ctx.numbers = done.call[3:]
+        ctx.rest = done.call[3:7]
         ctx.set_materialize_grads(False)
         return (done.output, done.rows[0]) if done.looked else done.output
 
@@ -166,13 +165,18 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         query, key, value, kept, rows = ctx.saved_tensors
         rows = rows.contiguous()  # hooks of saved tensors may lay out anew what they give back
-        call = Plain(query, key, value, *ctx.numbers)
+        score, mask, module, scale = ctx.rest
+        alive: list[Tensor] = []
+        allowed = () if mask is None else _allowed(query, key, mask, alive)  # its memory may lie elsewhere by now
+        call = Plain(query, key, value, score, mask, module, scale, allowed or (), alive)
         to_output, to_lse = grad_outputs if len(grad_outputs) == 2 else (*grad_outputs, None)
         to_output = value.new_zeros(kept.shape) if to_output is None else to_output.resolve_neg()
         to_lse = None if to_lse is None else to_lse.resolve_neg().contiguous()
         grads: Any = tuple(kernels.room(one, one.shape[3]) for one in call[:3])
         places = (*_places_in(rows), 0 if to_lse is None else to_lse.data_ptr())
-        if not call.module.plain_dot_backward(*call[:3], kept, to_output, *grads, *call.numbers(), *places):
+        if allowed is None or not module.plain_dot_backward(
+            *call[:3], kept, to_output, *grads, *call.numbers(), *places
+        ):
             tensors, whole = [query, key, value, None, None, None], call.call(wants_lse=to_lse is not None)
             with no_graph(query):
                 grads = kernels.careful_backward(whole, CAREFUL.run, tensors, to_output, to_lse)[:3]
@@ -183,6 +187,8 @@ def _allowed(query: Tensor, key: Tensor, mask: Mask, alive: list[Tensor]) -> tup
     """Where the tensors of a mask lie, which `alive` takes; None if it fits no kernel, or not the call."""
     n, heads, queries, _ = shape = query.shape
     keys = key.shape[2]
+    if not (query.numel() and keys):
+        return None
     if type(mask) is Causal:
         return EVERYTHING.low, keys - queries if mask.align == "end" else 0, *kernels.UNMASKED[2:]
     if not isinstance(mask, Mask):
@@ -192,7 +198,7 @@ def _allowed(query: Tensor, key: Tensor, mask: Mask, alive: list[Tensor]) -> tup
     )
     try:
         mask.check(whole)
-    except ArgumentError:
+    except Exception:  # whatever it is: the long road says first what else is wrong
         return None
     form = mask.form(whole)
     return None if form is None else kernels.allowed(form, shape, keys, alive)

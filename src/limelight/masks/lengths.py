@@ -15,6 +15,7 @@ from limelight.errors import ArgumentError
 from limelight.masks.block import Block, bounds, pick
 from limelight.masks.form import Form
 from limelight.masks.protocol import Mask, remembered
+from limelight.numerics import transformed
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,9 @@ class Lengths(Mask):
     def _folded(self, block: Block) -> Tensor:
         count = self._moved.get(block.device)
         if count is None:
-            count = self._moved[block.device] = self.count.to(block.device)
+            count = self.count.to(block.device)
+            if not transformed():  # what a transformation makes is of no use after it
+                self._moved[block.device] = count
         if count.ndim == 1 == len(block.lead):
             return count
         inner = math.prod(block.lead[count.ndim :])
