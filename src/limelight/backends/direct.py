@@ -17,7 +17,8 @@ from limelight.backends.derivatives import final
 from limelight.backends.protocol import NOTHING, Call, Result
 from limelight.backends.select import CAREFUL
 from limelight.contract import exporting
-from limelight.masks import Block, Mask
+from limelight.masks import Mask
+from limelight.masks.block import whole_block
 from limelight.masks.causal import Causal
 from limelight.masks.form import EVERYTHING
 from limelight.numerics import forward_mode, has_numbers, no_graph, transformed
@@ -193,9 +194,7 @@ def _allowed(query: Tensor, key: Tensor, mask: Mask, alive: list[Tensor]) -> tup
         return EVERYTHING.low, keys - queries if mask.align == "end" else 0, *kernels.UNMASKED[2:]
     if not isinstance(mask, Mask):
         return None
-    whole = Block(
-        (n,), heads, queries, keys, slice(0, n), slice(0, heads), slice(0, queries), slice(0, keys), query.device
-    )
+    whole = whole_block(n, heads, queries, keys, query.device)
     try:
         mask.check(whole)
     except Exception:  # whatever it is: the long road says first what else is wrong

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from limelight.errors import ArgumentError
-from limelight.masks import Block, Mask
+from limelight.masks import Mask
+from limelight.masks.block import whole_block
 
 _ATEN = torch.ops.aten
 _MOVES = frozenset(
@@ -66,8 +67,7 @@ class DescribedMask(Tensor):
         if self.said is None:
             return torch.ones(self.shape, dtype=torch.bool, device=self.device)
         lead, _, queries, keys = self.shape
-        everything = (slice(0, lead), slice(0, 1), slice(0, queries), slice(0, keys))
-        block = Block((lead,), 1, queries, keys, *everything, self.device)
+        block = whole_block(lead, 1, queries, keys, self.device)
         with torch._C._ForceDispatchKeyGuard(*_ORDINARY):
             return self.said.tile(block).expand(self.shape).clone()
 

@@ -13,7 +13,8 @@ from limelight.attend import attend, look
 from limelight.backends.dropout import kept_over_rate
 from limelight.errors import ExportError, TorchArgumentError
 from limelight.interop.torch_attention import ignored
-from limelight.masks import Block, Mask, causal
+from limelight.masks import Mask, causal
+from limelight.masks.block import whole_block
 from limelight.view import AttentionView
 
 
@@ -203,8 +204,7 @@ class MultiHeadAttention(nn.MultiheadAttention):
         weights = view.dense(limit=None)
         if seed is not None:
             n, h, rows, columns = weights.shape
-            everything = (slice(0, n), slice(0, h), slice(0, rows), slice(0, columns))
-            block = Block((n,), h, rows, columns, *everything, weights.device)
+            block = whole_block(n, h, rows, columns, weights.device)
             weights = weights * kept_over_rate(block, rate, seed, weights.dtype)
         weights = weights.mean(1) if average else weights
         return output, (weights if batched else weights.squeeze(0)).to(output.dtype)

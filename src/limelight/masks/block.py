@@ -51,6 +51,12 @@ class Block(NamedTuple):
         )
 
 
+def whole_block(n: int, heads: int, queries: int, keys: int, device: torch.device) -> Block:
+    """The whole of a matrix [n, heads, queries, keys]."""
+    everything = slice(0, n), slice(0, heads), slice(0, queries), slice(0, keys)
+    return Block((n,), heads, queries, keys, *everything, device)
+
+
 def positions(selector: Selector, device: torch.device) -> Tensor:
     """The positions a selector names, int64."""
     if isinstance(selector, slice):
@@ -93,7 +99,7 @@ def fold_lead(tensor: Tensor, lead: tuple[int, ...], trailing: int) -> Tensor:
     are broadcast in part.
     """
     if len(lead) == 1 and tensor.ndim == trailing + 1:
-        return tensor
+        return tensor  # as most are
     missing = trailing - tensor.ndim
     if missing > 0:
         tensor = tensor.reshape((1,) * missing + tuple(tensor.shape))
@@ -101,6 +107,4 @@ def fold_lead(tensor: Tensor, lead: tuple[int, ...], trailing: int) -> Tensor:
     front = tuple(tensor.shape[: tensor.ndim - trailing])
     if all(size == 1 for size in front):
         return tensor.reshape((1, *tail))
-    if len(lead) == 1:
-        return tensor
     return tensor.expand(lead + tail).reshape((math.prod(lead), *tail))
