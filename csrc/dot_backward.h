@@ -21,14 +21,15 @@ class DotBackward {
  public:
   // `bias`: where this part finds the bias's gradient.
   DotBackward(const Backward& call, int64_t stretch, float* bias)
-      : call_(call), score_(paired(call), call.D), worth_(paired(call), call.E), bias_(call, bias), key_width_(padded(call.D)),
-        value_width_(padded(call.E)), scratch_(floats(call, stretch)) {
+      : call_(call), score_(paired(call), call.D), worth_(paired(call), call.E), rows_(paired(call), call.D),
+        outputs_(paired(call), call.E), bias_(call, bias), key_width_(padded(call.D)), value_width_(padded(call.E)),
+        scratch_(floats(call, stretch)) {
     const int64_t d = call.D, e = call.E;
     query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
     grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);
     key_ = scratch_.take(KEYS * d), key_panels_ = scratch_.take(KEYS * key_width_), value_ = scratch_.take(KEYS * e);
     weights_ = scratch_.take(BACK_ROWS * KEYS), slopes_ = scratch_.take(BACK_ROWS * KEYS);
-    room_ = scratch_.take(4 * std::max(d, e));
+    room_ = scratch_.take(4 * std::max(d, e)), rounded_ = scratch_.take(BACK_ROWS * KEYS / 2);
     grad_key_ = scratch_.take(stretch * key_width_), grad_value_ = scratch_.take(stretch * value_width_);
     cap_slope_ = scratch_.take(KEYS);
     column_bits_ = reinterpret_cast<uint32_t*>(scratch_.take(KEYS));
@@ -64,12 +65,12 @@ class DotBackward {
 
   static int64_t floats(const Backward& call, int64_t stretch) {
     const int64_t d = padded(call.D), e = padded(call.E);
-    return 2 * BACK_ROWS * (d + e + KEYS) + KEYS * (2 * d + e + 2) + 4 * std::max(d, e) + stretch * (d + e) + 16 * 16;
+    return BACK_ROWS * (2 * d + 2 * e + 3 * KEYS) + KEYS * (2 * d + e + 2) + 4 * std::max(d, e) + stretch * (d + e) + 16 * 16;
   }
 
   void pack_keys(int64_t key, int64_t count) {
     score_.pack_right(call_.key, call_.type, n_, g_, key, count, key_, room_, watch_);
-    pack_panels(call_.key, call_.type, n_, g_, key, count, call_.D, key_panels_, room_, watch_);
+    rows_.pack(call_.key, call_.type, n_, g_, key, count, key_panels_, room_, watch_);
     worth_.pack_right(call_.value, call_.type, n_, g_, key, count, value_, room_, watch_);
     if (call_.dropout.rate > 0)
       for (int64_t j = 0; j < KEYS; j++) column_bits_[j] = dropout_column(key + j, call_.dropout.seed);
@@ -81,12 +82,12 @@ class DotBackward {
     Span span = keys_of_rows(call_, n_, row, row + rows);
     span = {std::max(span.first, key) - key, std::min(span.last, key + count) - key};
     if (span.empty()) return;
-    const int64_t d = call_.D, e = call_.E, from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
+    const int64_t from = span.first / NR * NR, to = (span.last + W - 1) / W * W;
     const int64_t inner = std::min(to, count) - from;
     score_.pack_left(call_.query, call_.type, n_, h, row, rows, call_.scale, query_, room_, watch_, watch_);
-    pack_panels(call_.query, call_.type, n_, h, row, rows, d, query_panels_, room_, watch_);
+    rows_.pack(call_.query, call_.type, n_, h, row, rows, query_panels_, room_, watch_);
     worth_.pack_left(call_.grad_output, call_.type, n_, h, row, rows, 1, grad_output_, room_, watch_, watch_);
-    pack_panels(call_.grad_output, call_.type, n_, h, row, rows, e, grad_output_panels_, room_, watch_);
+    outputs_.pack(call_.grad_output, call_.type, n_, h, row, rows, grad_output_panels_, room_, watch_);
     score_.multiply(rows, to - from, query_, key_ + from * score_.steps(), call_.scale, weights_ + from, KEYS);
     worth_.multiply(rows, to - from, grad_output_, value_ + from * worth_.steps(), 1, slopes_ + from, KEYS);
     if (bias_) bias_.begin(n_, h, row, rows, key);
@@ -98,19 +99,21 @@ class DotBackward {
       if (call_.cap > 0) scale_by_cap(g, cap_slope_, from, to);
     }
     if (bias_) bias_.end();
-    product<true>(inner, e, 0, rows, rows, {weights_ + from, 1, KEYS}, grad_output_panels_,
-                  grad_value_ + (place + from) * value_width_, value_width_);
-    product<true>(rows, d, from, inner, count, {slopes_, KEYS, 1}, key_panels_, grad_query + row * key_width_, key_width_);
-    product<true>(inner, d, 0, rows, rows, {slopes_ + from, 1, KEYS}, query_panels_, grad_key_ + (place + from) * key_width_,
-                  key_width_);
+    outputs_.add_across(rows, inner, weights_ + from, KEYS, grad_output_panels_, grad_value_ + (place + from) * value_width_,
+                        value_width_, rounded_);
+    rows_.add(rows, from, inner, count, slopes_, KEYS, key_panels_, grad_query + row * key_width_, key_width_, nullptr, rounded_);
+    rows_.add_across(rows, inner, slopes_ + from, KEYS, query_panels_, grad_key_ + (place + from) * key_width_, key_width_,
+                     rounded_);
   }
 
   const Backward& call_;
-  Factors score_, worth_;  // query and key; grad o and value
+  Factors score_, worth_;    // query and key; grad o and value
+  Summands rows_, outputs_;  // queries and keys; grad o
   BiasGradient bias_;
   int64_t key_width_, value_width_;
   Scratch scratch_;
-  float *query_, *query_panels_, *grad_output_, *grad_output_panels_, *key_, *key_panels_, *value_, *weights_, *slopes_, *room_;
+  float *query_, *query_panels_, *grad_output_, *grad_output_panels_, *key_, *key_panels_, *value_, *weights_, *slopes_, *room_,
+      *rounded_;
   float* cap_slope_;  // of one row of scores, where there is a cap
   float *grad_key_, *grad_value_;
   uint32_t* column_bits_;

@@ -47,9 +47,9 @@ inline int64_t rows_per_unit(const Forward& call, int64_t threads) {
 class DotForward {
  public:
   DotForward(const Forward& call, int64_t rows)
-      : call_(call), score_(call.type == Type::bf16, call.D), rows_(rows), width_(padded(call.E)), blocks_(blocks_of(call.S)),
-        kept_(packed_once(call) ? blocks_ : 1), pool_(call), scratch_(floats(call, rows)),
-        packed_(static_cast<size_t>(kept_), -1) {
+      : call_(call), score_(call.type == Type::bf16, call.D), worth_(call.type == Type::bf16, call.E), rows_(rows),
+        width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_once(call) ? blocks_ : 1), pool_(call),
+        scratch_(floats(call, rows)), packed_(static_cast<size_t>(kept_), -1) {
     query_ = scratch_.take(rows * call.D);
     sum_ = scratch_.take(rows * width_);
     keys_ = scratch_.take(kept_ * KEYS * call.D);
@@ -65,6 +65,7 @@ class DotForward {
       float* scores = scratch_.take(room);
       strongest_ = Strongest(call.seen.top, scores, reinterpret_cast<int32_t*>(scratch_.take(room)));
     }
+    if (PAIRS && call.type == Type::bf16) rounded_ = scratch_.take(GROUP * KEYS / 2);
     if (call.dropout.rate > 0) {
       dropped_ = scratch_.take(GROUP * KEYS);
       column_bits_ = reinterpret_cast<uint32_t*>(scratch_.take(KEYS));
@@ -98,7 +99,7 @@ class DotForward {
     int64_t n = rows * (call.D + width + 2 * whole_vectors(call.seen.top)) + KEYS * (kept * (call.D + width) + 1);
     n += whole_vectors(rows) * (2 + 3 * W);
     n += 4 * std::max(call.D, call.E) + (looks_back(call) ? blocks * rows * (KEYS + 1) + W : 0);
-    return n + 2 * GROUP * KEYS + 20 * 16;
+    return n + 3 * GROUP * KEYS + 20 * 16;
   }
 
   // Keys and values of a block, packed where they are not yet; the number of its keys.
@@ -111,7 +112,7 @@ class DotForward {
     value_ = values_ + place * KEYS * width_;
     if (packed_[static_cast<size_t>(place)] == what) return count;
     score_.pack_right(call_.key, call_.type, n_, g, key, count, key_, room_, watch_);
-    pack_panels(call_.value, call_.type, n_, g, key, count, call_.E, value_, room_, watch_);
+    worth_.pack(call_.value, call_.type, n_, g, key, count, value_, room_, watch_);
     packed_[static_cast<size_t>(place)] = what;
     return count;
   }
@@ -148,8 +149,8 @@ class DotForward {
       if (largest_) largest_[block * rows_ + r + i] = state_.largest[r + i];
     }
     const float* kept = dropped_ ? drop(s, r, rows, from, to) : s;
-    product<true>(rows, call_.E, from, std::min(to, count) - from, count, {kept, KEYS, 1}, value_, sum_ + r * width_, width_,
-                  state_.change + r);
+    worth_.add(rows, from, std::min(to, count) - from, count, kept, KEYS, value_, sum_ + r * width_, width_, state_.change + r,
+               rounded_);
   }
 
   // Scores s of keys from `key` on, of which `there` are there, go to where the weights of query r of the unit are wanted,
@@ -260,12 +261,13 @@ class DotForward {
   }
 
   const Forward& call_;
-  Factors score_;
+  Factors score_;   // query and key
+  Summands worth_;  // values
   int64_t rows_, width_, blocks_, kept_;
   Pool pool_;
   Scratch scratch_;
   float *query_, *sum_, *keys_, *values_, *key_ = nullptr, *value_ = nullptr, *room_, *weights_ = nullptr, *kept_rows_ = nullptr;
-  float *largest_ = nullptr, *dropped_ = nullptr;
+  float *largest_ = nullptr, *dropped_ = nullptr, *rounded_ = nullptr;
   std::vector<int64_t> packed_;  // which block lies at each place
   uint32_t* column_bits_ = nullptr;
   RowState state_;

@@ -1,6 +1,7 @@
-// Numbers that are bf16 as they come, kept as such where the machine multiplies pairs of them: products of query and key and of
-// grad o and value are then exact, in half the steps (numbers below 2^-126 count as 0 there). What is computed on the way, the
-// weights, stays fp32.
+// Numbers that are bf16 as they come, kept as such where the machine multiplies pairs of them, in half the steps (numbers below
+// 2^-126 count as 0 there). Products of query and key and of grad o and value are exact then. What is computed on the way, the
+// weights and the gradients of scores, is fp32 to all who look at it, and rounded to bf16 to be multiplied with rows, as
+// FlashAttention rounds it (Dao et al. 2022, arXiv 2205.14135).
 // A pair is 32 bits, two numbers that follow one another in a row, the first in the lower half, moved about as a float; of an
 // odd row the last one's upper half is 0.
 #pragma once
@@ -94,13 +95,95 @@ class Factors {
                           int64_t c_row) const {
     const Operand a{left, steps_, 1};
     if constexpr (PAIRS)
-      if (paired_) return whole_product(rows, columns, steps_, a, right, c, c_row, Pairs{scale});
+      if (paired_) return whole_product(rows, columns, steps_, a, right, c, c_row, ScaledPairs{{}, scale});
     whole_product(rows, columns, steps_, a, right, c, c_row);
   }
 
  private:
   bool paired_;
   int64_t width_, steps_;
+};
+
+// As `pack_panels`, rows two and two: panels [panel][pair of rows][NR]. Beside the last of an odd count stand zeros.
+inline void pack_pair_panels(const Tensor& t, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width, float* to,
+                             float* room, Watch& watch) {
+  typedef uint16_t halves __attribute__((vector_size(2 * W)));
+  const int64_t pairs = pairs_in(count);
+  const auto row = [&](int64_t r, float* copy) -> const char* {
+    const char* at = row_at(t, Type::bf16, n, head, first + r);
+    if (t.column == 1) {
+      expect<0>(t, Type::bf16, at, width);
+      return at;
+    }
+    for (int64_t i = 0; i < width; i++) std::memcpy(reinterpret_cast<char*>(copy) + 2 * i, at + 2 * i * t.column, 2);
+    return reinterpret_cast<const char*>(copy);
+  };
+  const auto read = [=](const char* from, int64_t column) {  // as the upper halves
+    halves some{};
+    if (column + W <= width) std::memcpy(&some, from + 2 * column, sizeof some);
+    else if (column < width) std::memcpy(&some, from + 2 * column, static_cast<size_t>(2 * (width - column)));
+    return __builtin_convertvector(some, vu) << 16;
+  };
+  Watch seen;
+  for (int64_t r = 0; r < count; r += 2) {
+    const char *even = row(r, room), *odd = r + 1 < count ? row(r + 1, room + width) : nullptr;
+    for (int64_t column = 0; column < padded(width); column += W) {
+      const vu lower = read(even, column), upper = odd ? read(odd, column) : vu{};
+      seen.see(as_float((vi)lower), as_float((vi)upper));
+      store(to + column / NR * NR * pairs + r / 2 * NR + column % NR, as_float((vi)(lower >> 16 | upper)));
+    }
+  }
+  watch.join(seen);
+}
+
+// Rows and the weights that they are added up with, in whichever way the call allows. In pairs the weights P are rounded in `room`,
+// half as many floats as P has, rows made even.
+class Summands {
+ public:
+  Summands(bool paired, int64_t width) : paired_(PAIRS && paired), width_(width) {}
+
+  // Floats of so many packed rows.
+  int64_t floats(int64_t rows) const { return (paired_ ? pairs_in(rows) : rows) * padded(width_); }
+
+  void pack(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, float* to, float* room,
+            Watch& watch) const {
+    if (paired_) pack_pair_panels(t, n, head, first, count, width_, to, room, watch);
+    else pack_panels(t, type, n, head, first, count, width_, to, room, watch);
+  }
+
+  // C [rows, width] = before * C + P [rows, from ..] B: `count` of the `stored` rows of B, from an even one on. P's rows, the
+  // first number that of B's row 0, lie `stride` apart, an even number; beyond the count they are 0, up to whole vectors.
+  LL_INLINE void add(int64_t rows, int64_t from, int64_t count, int64_t stored, const float* p, int64_t stride,
+                     const float* packed, float* c, int64_t c_row, const float* before, float* room) const {
+    if constexpr (PAIRS)
+      if (paired_) {
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t j = from; j < from + count; j += 2 * W)
+            store(room + (r * stride + j) / 2, pairs_in_order(load(p + r * stride + j), load(p + r * stride + j + W)));
+        return product<true>(rows, width_, from / 2, pairs_in(count), pairs_in(stored), {room, stride / 2, 1}, packed, c, c_row,
+                             before, Pairs{});
+      }
+    product<true>(rows, width_, from, count, stored, {p, stride, 1}, packed, c, c_row, before);
+  }
+
+  // C [columns, width] += P [rows, columns]' B.
+  LL_INLINE void add_across(int64_t rows, int64_t columns, const float* p, int64_t stride, const float* packed, float* c,
+                            int64_t c_row, float* room) const {
+    if constexpr (PAIRS)
+      if (paired_) {
+        for (int64_t r = 0; r < rows; r += 2)
+          for (int64_t j = 0; j < columns; j += W)
+            store(room + r / 2 * stride + j,
+                  pairs_of_lanes(load(p + r * stride + j), r + 1 < rows ? load(p + (r + 1) * stride + j) : vf{}));
+        const int64_t pairs = pairs_in(rows);
+        return product<true>(columns, width_, 0, pairs, pairs, {room, 1, stride}, packed, c, c_row, nullptr, Pairs{});
+      }
+    product<true>(columns, width_, 0, rows, rows, {p, 1, stride}, packed, c, c_row);
+  }
+
+ private:
+  bool paired_;
+  int64_t width_;
 };
 
 }  // namespace limelight::LIMELIGHT_ISA

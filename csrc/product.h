@@ -21,16 +21,21 @@ struct Floats {
   LL_INLINE vf end(vf sum) const { return sum; }
 };
 
-// The numbers are pairs of bf16 (pairs.h), and the sum is multiplied by a scale.
+// The numbers are pairs of bf16 (pairs.h).
 struct Pairs {
   static constexpr int64_t longest = 128;
-  float scale;
   LL_INLINE static vf all(float pair) {  // as bits: arithmetic might change what is no number
     int32_t bits;
     std::memcpy(&bits, &pair, sizeof bits);
     return as_float(vi{} + bits);
   }
   LL_INLINE vf step(vf sum, vf a, vf b) const { return add_pairs(sum, a, b); }
+  LL_INLINE vf end(vf sum) const { return sum; }
+};
+
+// The same, and the sum is multiplied by a scale.
+struct ScaledPairs : Pairs {
+  float scale;
   LL_INLINE vf end(vf sum) const { return sum * scale; }
 };
 

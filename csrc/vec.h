@@ -304,6 +304,39 @@ LL_INLINE vf add_pairs(vf sum, [[maybe_unused]] vf a, [[maybe_unused]] vf b) {
 #endif
 }
 
+// The bf16 numbers nearest to those of two vectors, ties to even, as pairs: lane i has x's lane i in its lower half and y's in its
+// upper half.
+LL_INLINE vf pairs_of_lanes([[maybe_unused]] vf x, [[maybe_unused]] vf y) {
+#if defined(LL_AVX512BF16) && !defined(LIMELIGHT_EMULATE_avx512bf16)
+  typedef int16_t v16 __attribute__((vector_size(64)));
+  v16 order;
+  for (int i = 0; i < 16; i++) order[2 * i] = static_cast<int16_t>(i), order[2 * i + 1] = static_cast<int16_t>(16 + i);
+  return (vf)__builtin_shuffle((v16)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x), order);
+#elif defined(LIMELIGHT_EMULATE_avx512bf16)
+  const auto rounded = [](vf z) {
+    const vu bits = (vu)as_int(z);
+    const vi nearest = (vi)(bits + 0x7fff + ((bits >> 16) & 1));
+    return (vu)(z == z ? nearest : vi{} + 0x7fc00000);
+  };
+  return as_float((vi)(rounded(x) >> 16 | (rounded(y) & 0xffff0000u)));
+#else
+  return x;  // where PAIRS is false nobody calls it
+#endif
+}
+
+// The same of numbers that follow one another, those of x and then those of y.
+LL_INLINE vf pairs_in_order([[maybe_unused]] vf x, [[maybe_unused]] vf y) {
+#if defined(LL_AVX512BF16) && !defined(LIMELIGHT_EMULATE_avx512bf16)
+  return (vf)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+#elif defined(LIMELIGHT_EMULATE_avx512bf16)
+  vi even;
+  for (int i = 0; i < W; i++) even[i] = 2 * i;
+  return pairs_of_lanes(__builtin_shuffle(x, y, even), __builtin_shuffle(x, y, even + 1));
+#else
+  return x;
+#endif
+}
+
 // --- storage types -------------------------------------------------------------------------------------------------
 
 LL_INLINE float from_bf16(uint16_t x) {

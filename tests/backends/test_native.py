@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.kernels import cases
 from tests.support.kernels import random as _random
+from tests.support.narrow import pairs, product_roundings
 
 import limelight
 from limelight import attend, causal, dot, lengths, look, segments, top
@@ -19,6 +20,10 @@ from limelight.errors import BackendError
 pytestmark = pytest.mark.skipif(extension.refusal() is not None, reason=f"{extension.refusal()}")
 
 
+def _cotangents(output, lse, dtype):
+    return _random(7, *output.shape).to(dtype).to(output.dtype), _random(8, *lse.shape).to(lse.dtype)
+
+
 def _everything(inputs, arguments, backend, dtype, make=lambda *_: dot()):
     """Output, lse, then the gradients of both to every input."""
     leaves = [one.to(dtype).requires_grad_() for one in inputs]
@@ -26,14 +31,16 @@ def _everything(inputs, arguments, backend, dtype, make=lambda *_: dot()):
     arguments = {name: one.to(dtype) if isinstance(one, torch.Tensor) else one for name, one in arguments.items()}
     leaves += [arguments[name].requires_grad_() for name in ("bias", "sink") if name in arguments]
     output, view = look(*leaves[:3], score=score, backend=backend, **arguments)
-    to_output, to_lse = _random(7, *output.shape).to(output.dtype), _random(8, *view.lse.shape).to(view.dtype)
     lse = view.lse
+    to_output, to_lse = _cotangents(output, lse, dtype)
     total = (output * to_output).sum() + (lse.masked_fill(lse == -math.inf, 0) * to_lse).sum()
     return output, lse, *torch.autograd.grad(total, leaves)
 
 
-def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot()):
+def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot(), paired=False):
     """The kernel errs no more than twice as far as the textbook in the same dtype, or a few roundings.
+
+    `paired`: beside that as far as the roundings may take it that products of pairs of bf16 numbers ask for.
 
     A score's gradient is a difference of two sums of E products, which the textbook takes in the same order and the
     kernel does not: its roundings stay where those of the textbook cancel, so gradients have the bound of `tolerance`.
@@ -46,13 +53,17 @@ def _agree(inputs, arguments, dtype=torch.float32, make=lambda *_: dot()):
     exact = _everything(narrow, arguments, "reference", torch.float64, make)
     honest = _everything(narrow, arguments, "reference", dtype, make)
     ours = _everything(narrow, arguments, "native", dtype, make)
-    for place, (have, other, want) in enumerate(zip(ours, honest, exact, strict=True)):
+    in_products = [torch.zeros_like(one) for one in exact]
+    if paired:
+        in_products = product_roundings(narrow, arguments, *_cotangents(*exact[:2], dtype))
+    for place, (have, other, want, more) in enumerate(zip(ours, honest, exact, in_products, strict=True)):
         finite = want.isfinite()
         assert torch.equal(have.isfinite(), finite), place
         if not finite.any():
             continue
         size = max(1.0, want[finite].abs().max().item())
-        error, allowed = ((one[finite] - want[finite]).abs().max().item() for one in (have, other))
+        error = ((have - want).abs() - more)[finite].max().item()
+        allowed = (other - want)[finite].abs().max().item()
         roundings = 8 if place < 2 else 4 * terms
         limit = 2 * allowed + roundings * torch.finfo(torch.float32).eps * size
         assert error <= limit, f"{place}: {error} against {allowed}"
@@ -90,7 +101,7 @@ def test_narrow_inputs_agree_with_the_reference_in_float64(case, dtype, additive
     inputs = query, key, value + 10.0  # an output that is rounded has lost what the gradients are made of
     if additive:
         return _agree((*inputs, _random(9, query.shape[-1]) / query.shape[-1]), arguments, dtype, limelight.additive)
-    return _agree(inputs, arguments, dtype)
+    return _agree(inputs, arguments, dtype, paired=dtype is torch.bfloat16 and pairs())
 
 
 @pytest.mark.parametrize("cap", [1e-3, 1.0, 50.0, 1e4])
