@@ -20,9 +20,9 @@ def product_roundings(inputs: list[Tensor], arguments: dict, to_output: Tensor, 
     """What rounding the weights and the scores' gradients to bf16 before they are multiplied may change, at most.
 
     In the order of results: output, lse, the gradients of query, key, value and those of bias and sink, where given.
-    All is float64 and of the default scale. With u the unit of a rounding and P the weights: the output errs by u P |v|,
-    the gradient of the value by u Pᵀ |g|; the row sums delta of output and its gradient g by what the output errs, and so
-    the scores' gradients, P (grad p - delta), by P times that, beside u of themselves.
+    All is float64 and of the default scale. With u the unit of a rounding and P the weights: the output errs by
+    u P |v|, the gradient of the value by u Pᵀ |g|; the row sums delta of output and its gradient g by what the output
+    errs, and so the scores' gradients, P (grad p - delta), by P times that, beside u of themselves.
     """
     query, key, value = inputs
     shape = (*query.shape[:3], key.shape[2])
