@@ -58,6 +58,7 @@ class DotDecode {
   }
 
   int64_t head(int64_t g, int64_t r) const { return g * shared_ + r / call_.T; }
+  float* row_sums(int64_t unit, int64_t r) const { return sums_ + (unit * cuts_ * rows_ + r) * width_; }
   float* scores(int64_t unit, int64_t r) const { return scores_ + (unit * rows_ + r) * stretches_ * STRETCH; }
 
   void meet(int64_t piece, const Own& own) {
@@ -93,11 +94,7 @@ class DotDecode {
       float* s = own.weights + r * STRETCH;
       const Span keys = keys_of_row(call_, n, r % call_.T);
       finish_scores(call_, n, head(g, r), r % call_.T, key, {std::max(keys.first, first), std::min(keys.last, last)}, s, 0, to);
-      if (scores_) {
-        float* kept = scores(unit, r) + key;
-        std::copy(s, s + to, kept);
-        std::fill(kept + to, kept + STRETCH, -INF);
-      }
+      if (scores_) { std::copy(s, s + to, scores(unit, r) + key); }
       soften(state, r, highest(s, 0, to), s, s, 0, to, key - (r % call_.T + call_.S - call_.T));
     }
   }
@@ -109,20 +106,31 @@ class DotDecode {
     std::vector<int32_t> top_keys(top_scores.size());
     Strongest strongest{call_.seen.top, top_scores.data(), top_keys.data()};
     for (int64_t unit = first; unit < last; unit++)
-      for (int64_t r = 0; r < rows_; r++) {
-        RowSums& all = ends_[static_cast<size_t>(unit * cuts_ * rows_ + r)];
-        float* sums = sums_ + (unit * cuts_ * rows_ + r) * width_;
-        for (int64_t cut = 1; cut < cuts_; cut++) join(all, (&all)[cut * rows_], sums, sums + cut * rows_ * width_);
-        const int64_t n = unit / call_.G, h = head(unit % call_.G, r), i = r % call_.T;
-        watch.see(all.total);
-        for (int64_t x = 0; x < width_; x += W) watch.see(load(sums + x));
-        const RowEnds ends =
-            ends_of_rows({splat(all.m), splat(all.total), splat(all.spread), splat(all.away)}, sink_of(call_, n, h));
-        write_ends(call_, n, h, i, 1, ends);
-        write_output(call_, n, h, i, sums, ends.by[0]);
-        if (scores_) look_back(unit, r, n, h, i, all.m, ends.by[0], strongest);
+      for (int64_t r = 0, next; r < rows_; r = next) {
+        next = std::min(r + W, (r / call_.T + 1) * call_.T);
+        conclude_rows(unit, r, next - r, strongest, watch);
       }
     return watch.clean();
+  }
+
+  // Rows r .. r + count - 1 of a unit, all of one head; count <= W.
+  void conclude_rows(int64_t unit, int64_t r, int64_t count, Strongest& strongest, Watch& watch) {
+    const int64_t n = unit / call_.G, h = head(unit % call_.G, r), i = r % call_.T;
+    RowsSums keys{};
+    for (int64_t x = 0; x < count; x++) {
+      RowSums& all = ends_[static_cast<size_t>(unit * cuts_ * rows_ + r + x)];
+      float* sums = row_sums(unit, r + x);
+      for (int64_t cut = 1; cut < cuts_; cut++) join(all, (&all)[cut * rows_], sums, sums + cut * rows_ * width_);
+      keys.m[x] = all.m, keys.total[x] = all.total, keys.spread[x] = all.spread, keys.away[x] = all.away;
+      watch.see(all.total);
+      for (int64_t y = 0; y < width_; y += W) watch.see(load(sums + y));
+    }
+    const RowEnds ends = ends_of_rows(keys, sink_of(call_, n, h));
+    write_ends(call_, n, h, i, count, ends);
+    for (int64_t x = 0; x < count; x++) {
+      write_output(call_, n, h, i + x, row_sums(unit, r + x), ends.by[x]);
+      if (scores_) look_back(unit, r + x, n, h, i + x, keys.m[x], ends.by[x], strongest);
+    }
   }
 
   // Another piece of the same row joins this one: its keys, and what they add to the sums over the values.
@@ -141,13 +149,13 @@ class DotDecode {
   // Strongest links of a row, and what is gathered of its weights, from its scores.
   void look_back(int64_t unit, int64_t r, int64_t n, int64_t h, int64_t i, float m, float inverse, Strongest& strongest) const {
     const Span all = keys_of_rows(call_, n, 0, call_.T);
-    const int64_t from = std::max<int64_t>(0, all.first) / STRETCH * STRETCH;
-    const int64_t to = (std::max(from, all.last) + STRETCH - 1) / STRETCH * STRETCH;
+    const int64_t from = std::max<int64_t>(0, all.first) / STRETCH * STRETCH, end = std::max(from, all.last);
+    const auto there = [=](int64_t j) { return std::min(STRETCH, (end - j + W - 1) / W * W); };  // whole vectors of a stretch
     const int64_t line = (n * call_.H + h) * call_.T + i;
     const float* s = scores(unit, r);
     if (strongest) {
       strongest.clear(1);
-      for (int64_t j = from; j < to; j += STRETCH) strongest.see(0, s + j, j, 0, STRETCH, highest(s + j, 0, STRETCH));
+      for (int64_t j = from; j < end; j += STRETCH) strongest.see(0, s + j, j, 0, there(j), highest(s + j, 0, there(j)));
       strongest.write(call_.seen, line, 0, m, inverse);
     }
     float* received = call_.seen.received ? call_.seen.received + (n * call_.H + h) * call_.S : nullptr;
@@ -155,11 +163,11 @@ class DotDecode {
     float* chosen = chosen_row(call_, n, h, i);
     if (!(inverse > 0) || !(received || pooled || chosen)) return;
     const float by = call_.seen.row_weight ? call_.seen.row_weight[line] : 1.0f;
-    for (int64_t j = from; j < std::min(to, call_.S); j += STRETCH) {
-      const int64_t count = std::min(STRETCH, call_.S - j);
+    for (int64_t j = from; j < end; j += STRETCH) {
+      const int64_t count = std::min(STRETCH, end - j);
       float p[STRETCH];
-      std::copy(s + j, s + j + STRETCH, p);
-      weigh(p, STRETCH, m, inverse);
+      std::copy(s + j, s + j + there(j), p);
+      weigh(p, there(j), m, inverse);
       for (int64_t x = 0; received && x < count; x++) received[j + x] += p[x] * by;
       if (chosen) std::copy(p, p + count, chosen + j);
       if (pooled) pool_.pour(p, j, count, pool_.row_of(i), pooled);

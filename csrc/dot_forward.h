@@ -26,6 +26,11 @@ inline int64_t blocks_of(int64_t keys) { return (keys + KEYS - 1) / KEYS; }
 inline int64_t packed_floats(const Forward& call) { return blocks_of(call.S) * KEYS * (call.D + padded(call.E)); }
 inline bool packed_once(const Forward& call) { return packed_floats(call) <= PACKED; }
 
+// The blocks that a thread keeps packed: one where no other unit, of `rows` queries, asks for them again.
+inline int64_t packed_blocks(const Forward& call, int64_t rows) {
+  return packed_once(call) && (rows < call.T || call.G < call.H) ? blocks_of(call.S) : 1;
+}
+
 // Whether something is gathered once a row is complete, from what was kept of all its weights.
 inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.pooled.to; }
 
@@ -48,7 +53,7 @@ class DotForward {
  public:
   DotForward(const Forward& call, int64_t rows)
       : call_(call), score_(call.type == Type::bf16, call.D), worth_(call.type == Type::bf16, call.E), rows_(rows),
-        width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_once(call) ? blocks_ : 1), pool_(call),
+        width_(padded(call.E)), blocks_(blocks_of(call.S)), kept_(packed_blocks(call, rows)), pool_(call),
         scratch_(floats(call, rows)), packed_(static_cast<size_t>(kept_), -1) {
     query_ = scratch_.take(rows * call.D);
     sum_ = scratch_.take(rows * width_);
@@ -95,7 +100,7 @@ class DotForward {
 
  private:
   static int64_t floats(const Forward& call, int64_t rows) {
-    const int64_t width = padded(call.E), blocks = blocks_of(call.S), kept = packed_once(call) ? blocks : 1;
+    const int64_t width = padded(call.E), blocks = blocks_of(call.S), kept = packed_blocks(call, rows);
     int64_t n = rows * (call.D + width + 2 * whole_vectors(call.seen.top)) + KEYS * (kept * (call.D + width) + 1);
     n += whole_vectors(rows) * (2 + 3 * W);
     n += 4 * std::max(call.D, call.E) + (looks_back(call) ? blocks * rows * (KEYS + 1) + W : 0);

@@ -7,7 +7,7 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-constexpr int64_t FEW = 6;                  // queries that share a key head, at most, where a head has several
+constexpr int64_t FEW = W > 8 ? 12 : 6;     // queries that share a key head, at most, where a head has several
 constexpr int64_t STRETCH = 128;            // keys that are met at a time
 constexpr int AT_ONCE = W > 8 ? W / 2 : 4;  // keys in a register tile
 
