@@ -127,7 +127,7 @@ inline void pack_pair_panels(const Tensor& t, int64_t n, int64_t head, int64_t f
   Watch seen;
   for (int64_t r = 0; r < count; r += 2) {
     const char *even = row(r, room), *odd = r + 1 < count ? row(r + 1, room + width) : nullptr;
-    for (int64_t column = 0; column < padded(width); column += W) {
+    for (int64_t column = 0; column < width; column += W) {
       const vu lower = read(even, column), upper = odd ? read(odd, column) : vu{};
       seen.see(as_float((vi)lower), as_float((vi)upper));
       store(to + column / NR * NR * pairs + r / 2 * NR + column % NR, as_float((vi)(lower >> 16 | upper)));

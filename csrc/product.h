@@ -227,7 +227,7 @@ LL_INLINE void copy_row(const float* from, int64_t width, float factor, float* t
   }
 }
 
-// Rows [first, first + count) of a head as panels [panel][row][NR], the columns filled up with 0.
+// Rows [first, first + count) of a head as panels [panel][row][NR], the last vector of columns filled up with 0.
 inline void pack_panels(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, int64_t width,
                         float* to, float* room, Watch& watch) {
   Watch seen;
@@ -237,7 +237,7 @@ inline void pack_panels(const Tensor& t, Type type, int64_t n, int64_t head, int
       float* at = to + column * count + r * NR;
       const int64_t there = std::min<int64_t>(width - column, NR);
       copy_row(from + column, there, 1, at, seen);
-      for (int64_t i = there; i < NR; i++) at[i] = 0;
+      for (int64_t i = there; i < whole_vectors(there); i++) at[i] = 0;
     }
   }
   watch.join(seen);
@@ -257,7 +257,7 @@ LL_INLINE void transpose_4(const float* const rows[4], int64_t column, float* to
   *(v4_loose*)(to + 3 * to_row) = __builtin_shuffle(ac_high, bd_high, i4{2, 6, 3, 7});
 }
 
-// Rows 0 .. count - 1, of `width` floats each, transposed: panels [panel of NR rows][width][NR], rows filled up with 0.
+// Rows 0 .. count - 1, of `width` floats each, transposed: panels [panel of NR rows][width][NR], the last vector of rows filled up with 0.
 // `read(r, i)` finds row r, the i-th of four that are wanted at a time.
 template <class READ, class WATCH>
 LL_INLINE void transpose_rows(int64_t count, int64_t width, float* to, READ read, WATCH& seen) {
@@ -273,7 +273,7 @@ LL_INLINE void transpose_rows(int64_t count, int64_t width, float* to, READ read
         seen.see(at[column * NR + i]);
       }
   }
-  for (int64_t r = count; r < padded(count); r++)
+  for (int64_t r = count; r < whole_vectors(count); r++)
     for (int64_t column = 0; column < width; column++) to[r / NR * NR * width + column * NR + r % NR] = 0;
 }
 

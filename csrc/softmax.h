@@ -223,6 +223,7 @@ class Strongest {
     float* scores = score_ + r * stride_;
     const float& weakest = scores[k_ - 1];
     if (!(high.all() > weakest)) return;
+    if (scores[0] == -INF && begin(scores, index_ + r * stride_, static_cast<int32_t>(key + first), last - first, high)) return;
     vf bound = splat(weakest == -INF ? below_floor(high) : weakest);
     for (int64_t j = first; j < last; j += 64) {
       uint64_t found = 0;
@@ -256,19 +257,52 @@ class Strongest {
   }
 
  private:
+  // 2 W scores, and how many of the first `count` of them lie above each.
+  struct Ranked {
+    vf even, odd;
+    vi above_even{}, above_odd{};
+    Ranked(vf even, vf odd, int64_t count) : even(even), odd(odd) {
+      float each[2 * W];
+      store(each, even), store(each + W, odd);
+      for (int64_t i = 0; i < count; i++) {
+        const vf one = splat(each[i]);
+        above_even = count_above(above_even, one, even), above_odd = count_above(above_odd, one, odd);
+      }
+    }
+  };
+
   // What lies just below the k-th largest of these: no score at or below it is among the k strongest of the stretch.
   float below_floor(const Highest& high) const {
     if (k_ > 2 * W) return -INF;
-    float each[2 * W];
-    store(each, high.even), store(each + W, high.odd);
-    vi above_even{}, above_odd{};  // how many lie above
-    for (float one : each) {
-      above_even -= splat(one) > high.even;
-      above_odd -= splat(one) > high.odd;
-    }
+    const Ranked all(high.even, high.odd, 2 * W);
     const vf far = splat(INF);
-    const float floor = -largest_of(-smaller(above_even < k_ ? high.even : far, above_odd < k_ ? high.odd : far));
+    const float floor = -largest_of(-smaller(all.above_even < k_ ? high.even : far, all.above_odd < k_ ? high.odd : far));
     return std::nextafter(floor, -INF);
+  }
+
+  // The first scores that a row sees: where there are no more than 2 W, each is told its place by how many lie above it. False, and
+  // nothing has changed, where there are more, or where two are equal. `high` is made of all of them.
+  bool begin(float* scores, int32_t* keys, int32_t key, int64_t count, const Highest& high) const {
+    if (count > 2 * W) return false;
+    const Ranked all(high.even, high.odd, count);
+    float some[2 * W];
+    store(some, high.even), store(some + W, high.odd);
+    int32_t rank[2 * W];
+    store_whole(rank, all.above_even), store_whole(rank + W, all.above_odd);
+    const vf none = splat(-INF), least = splat(static_cast<float>(k_));
+    uint64_t found = lanes_above(all.even, none) & lanes_above(least, __builtin_convertvector(all.above_even, vf));
+    found |= static_cast<uint64_t>(lanes_above(all.odd, none) & lanes_above(least, __builtin_convertvector(all.above_odd, vf)))
+             << W;
+    uint64_t taken = 0;
+    for (uint64_t left = found; left; left &= left - 1) {
+      const int i = __builtin_ctzll(left);
+      taken |= uint64_t{1} << rank[i];
+      scores[rank[i]] = some[i], keys[rank[i]] = key + i;
+    }
+    if (__builtin_popcountll(taken) == __builtin_popcountll(found)) return true;
+    std::fill(scores, scores + stride_, -INF);
+    std::fill(keys, keys + stride_, -1);
+    return false;
   }
 
   // Those of the scores that are `found`, lowest first; score s[0] is that of key `key`.

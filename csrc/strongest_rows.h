@@ -49,7 +49,7 @@ class RowsAsked {
   static constexpr int64_t ROWS = 252, COLUMNS = 256;  // a block of scores
 
   bool run_block(int64_t first, int64_t last) {
-    const int64_t rows = last - first, columns = padded(call_.columns);
+    const int64_t rows = last - first, columns = whole_vectors(call_.columns);
     state_.clear(rows);
     strongest_.clear(rows);
     for (int64_t column = 0; column < columns; column += COLUMNS) {

@@ -135,6 +135,16 @@ LL_INLINE uint32_t lanes_above(vf a, vf b) {
 #endif
 }
 
+// One more in each lane where `a` is above `b`.
+LL_INLINE vi count_above(vi count, vf a, vf b) {
+#if defined(LL_AVX512)
+  const __mmask16 above = _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+  return (vi)_mm512_mask_add_epi32((__m512i)count, above, (__m512i)count, (__m512i)(vi{} + 1));
+#else
+  return count - (a > b);
+#endif
+}
+
 // 1 / x to about 1e-7 relative for x in [1, 1e30]: an estimate and Newton steps, or the division.
 LL_INLINE vf reciprocal(vf x) {
 #if defined(LL_AVX512)

@@ -93,7 +93,7 @@ def _finite(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("queries", [1, 9])
+@pytest.mark.parametrize("queries", [1, 30])
 def test_every_narrow_number_is_read_and_written_exactly(dtype, queries):
     # One key: its weight is 1, and the output its value.
     numbers = _finite(dtype)
@@ -106,7 +106,7 @@ def test_every_narrow_number_is_read_and_written_exactly(dtype, queries):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("queries", [1, 9])
+@pytest.mark.parametrize("queries", [1, 30])
 def test_narrow_numbers_are_rounded_to_the_nearest_and_ties_to_even(dtype, queries):
     # Two keys of equal weight: the mean of neighbours is a tie, that of others falls between.
     numbers = _finite(dtype).sort().values
