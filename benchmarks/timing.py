@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import torch
+
+Side = TypeVar("Side")
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,10 @@ class Timing:
 
 
 def interleaved(sides: dict[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 1) -> dict[str, Timing]:
-    """Call each side in turn, A B C A B C ..., and time each call."""
+    """Call each side in turn, A B C, B C A, ..., and time each call."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for index in range(warmup + rounds):
-        for name, call in sides.items():
+        for name, call in _from(index, sides):
             start = time.perf_counter()
             call()
             if index >= warmup:
@@ -41,12 +44,19 @@ def for_a_while(sides: dict[str, Callable[[], float | None]], *, seconds: float)
     first = {name: _seconds(call) for name, call in sides.items()}
     rounds = int(min(200, max(3, seconds * len(sides) / sum(first.values())))) if seconds else 1
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, call in sides.items():
+    for index in range(rounds):
+        for name, call in _from(index, sides):
             if elsewhere:
                 call()
             found[name].append(_seconds(call))
     return {name: _timing(values) for name, values in found.items()}
+
+
+def _from(index: int, sides: dict[str, Side]) -> list[tuple[str, Side]]:
+    """The sides, each round one later: what a side leaves behind, such as gigabytes that it freed, meets them all."""
+    turns = list(sides.items())
+    start = index % len(turns)
+    return turns[start:] + turns[:start]
 
 
 def _seconds(call: Callable[[], float | None]) -> float:
