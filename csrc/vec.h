@@ -26,7 +26,8 @@
 #if defined(__F16C__) && !defined(LL_NEON)
 #define LL_F16C
 #endif
-#if defined(LIMELIGHT_EMULATE_avx512bf16) || (defined(LL_AVX512) && defined(__AVX512BF16__))
+// Emulated AVX-512 without it stays without it, whatever the machine has.
+#if defined(LIMELIGHT_EMULATE_avx512bf16) || (defined(LL_AVX512) && defined(__AVX512BF16__) && !defined(LIMELIGHT_EMULATE_avx512))
 #define LL_AVX512BF16
 #endif
 
