@@ -55,7 +55,7 @@ def for_a_while(sides: dict[str, Callable[[], float | None]], *, seconds: float)
 def _from(index: int, sides: dict[str, Side]) -> list[tuple[str, Side]]:
     """The sides, each round one later: what a side leaves behind, such as gigabytes that it freed, meets them all."""
     turns = list(sides.items())
-    start = index % len(turns)
+    start = index % max(1, len(turns))
     return turns[start:] + turns[:start]
 
 

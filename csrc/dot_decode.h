@@ -15,17 +15,17 @@ namespace limelight::LIMELIGHT_ISA {
 class DotDecode {
  public:
   explicit DotDecode(const Forward& call)
-      : call_(call), shared_(call.H / call.G), rows_(shared_ * call.T), width_(padded(call.E)),
-        stretches_((call.S + STRETCH - 1) / STRETCH), pool_(call),
+      : call_(call), shared_(call.H / call.G), rows_(shared_ * call.T), width_(whole_vectors(call.E)),
+        stretches_((call.S + STRETCH - 1) / STRETCH), score_row_(whole_vectors(call.S)), pool_(call),
         looks_back_(call.seen.received || call.seen.top || call.seen.chosen_count || pool_), units_(call.N * call.G),
         parts_(threads_for(call, pairs_of(call) * (call.D + call.E), 100000)),
-        cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))),
+        cuts_(std::min(stretches_, parts_ / std::gcd(units_, parts_))), whole_(cuts_ <= 1),
         own_size_(rows_ * (Scratch::room(call.D) + STRETCH + 3 * W + 2) + AT_ONCE * call.D + STRETCH * call.E + 9 * 16),
-        scratch_(units_ * cuts_ * rows_ * width_ + (looks_back_ ? units_ * rows_ * stretches_ * STRETCH : 0) +
-                 parts_ * own_size_ + 3 * 16),
-        ends_(static_cast<size_t>(units_ * cuts_ * rows_)) {
-    sums_ = scratch_.take(units_ * cuts_ * rows_ * width_);
-    scores_ = looks_back_ ? scratch_.take(units_ * rows_ * stretches_ * STRETCH) : nullptr;
+        scratch_(sum_places() * rows_ * width_ + (looks_back_ ? score_places() * rows_ * score_row_ : 0) + parts_ * own_size_ +
+                 3 * 16),
+        ends_(static_cast<size_t>(sum_places() * rows_)) {
+    sums_ = scratch_.take(sum_places() * rows_ * width_);
+    scores_ = looks_back_ ? scratch_.take(score_places() * rows_ * score_row_) : nullptr;
     own_ = scratch_.take(parts_ * own_size_);
   }
 
@@ -35,10 +35,19 @@ class DotDecode {
     const int64_t pieces = units_ * cuts_;
     in_parallel(static_cast<int>(parts_), [&](int part) {
       const Own own = own_of(part);
-      for (int64_t piece = pieces * part / parts_; piece < pieces * (part + 1) / parts_; piece++) meet(piece, own);
-      if (cuts_ == 1) clean[static_cast<size_t>(part)] = conclude(pieces * part / parts_, pieces * (part + 1) / parts_);
+      Ending ending(call_.seen.top);
+      for (int64_t piece = pieces * part / parts_; piece < pieces * (part + 1) / parts_; piece++) {
+        const Place place = whole_ ? Place{part, part} : Place{piece, piece / cuts_};
+        meet(piece, place, own);
+        if (whole_) conclude(piece, place, ending);
+      }
+      clean[static_cast<size_t>(part)] = ending.watch.clean();
     });
-    if (cuts_ > 1) clean[0] = conclude(0, units_);
+    if (!whole_) {
+      Ending ending(call_.seen.top);
+      for (int64_t unit = 0; unit < units_; unit++) conclude(unit, {unit * cuts_, unit}, ending);
+      clean[0] = ending.watch.clean();
+    }
     return std::all_of(clean.begin(), clean.end(), [](char one) { return one; });
   }
 
@@ -57,11 +66,28 @@ class DotDecode {
     return own;
   }
 
-  int64_t head(int64_t g, int64_t r) const { return g * shared_ + r / call_.T; }
-  float* row_sums(int64_t unit, int64_t r) const { return sums_ + (unit * cuts_ * rows_ + r) * width_; }
-  float* scores(int64_t unit, int64_t r) const { return scores_ + (unit * rows_ + r) * stretches_ * STRETCH; }
+  // Where the sums of a piece and the scores of a unit are: where a piece is a whole unit, each thread has one place for all.
+  struct Place {
+    int64_t sums, scores;
+  };
+  int64_t sum_places() const { return whole_ ? parts_ : units_ * cuts_; }
+  int64_t score_places() const { return whole_ ? parts_ : units_; }
 
-  void meet(int64_t piece, const Own& own) {
+  // What heads are ended with.
+  struct Ending {
+    Watch watch;
+    std::vector<float> scores;
+    std::vector<int32_t> keys;
+    Strongest strongest;
+    explicit Ending(int32_t top)
+        : scores(static_cast<size_t>(whole_vectors(top))), keys(scores.size()), strongest(top, scores.data(), keys.data()) {}
+  };
+
+  int64_t head(int64_t g, int64_t r) const { return g * shared_ + r / call_.T; }
+  float* row_sums(const Place& place, int64_t r) const { return sums_ + (place.sums * rows_ + r) * width_; }
+  float* scores(const Place& place, int64_t r) const { return scores_ + (place.scores * rows_ + r) * score_row_; }
+
+  void meet(int64_t piece, const Place& place, const Own& own) {
     const int64_t unit = piece / cuts_, cut = piece % cuts_, n = unit / call_.G, g = unit % call_.G;
     const Span all = keys_of_rows(call_, n, 0, call_.T);
     const int64_t first = std::max<int64_t>(0, all.first) / STRETCH,
@@ -69,7 +95,7 @@ class DotDecode {
     const int64_t count = std::max<int64_t>(0, last - first);
     RowState state = own.state;
     state.clear(rows_);
-    float* sums = sums_ + piece * rows_ * width_;
+    float* sums = row_sums(place, 0);
     std::fill(sums, sums + rows_ * width_, 0.0f);
     Watch ignored;
     for (int64_t r = 0; r < rows_; r++)
@@ -77,16 +103,17 @@ class DotDecode {
                 ignored);
     for (int64_t at = first + count * cut / cuts_; at < first + count * (cut + 1) / cuts_; at++) {
       const int64_t key = at * STRETCH, end = std::min(key + STRETCH, all.last);
-      score(n, g, unit, std::max(key, all.first), end, key, own, state);
+      score(n, g, place, std::max(key, all.first), end, key, own, state);
       const int64_t begin = std::max(key, all.first);
       mix_few(call_.value, call_.type, n, g, begin, end, call_.E, own.weights + begin - key, rows_, state.change, sums, width_,
               own.value);
     }
-    for (int64_t r = 0; r < rows_; r++) ends_[static_cast<size_t>(piece * rows_ + r)] = sums_of_row(state, r);
+    for (int64_t r = 0; r < rows_; r++) ends_[static_cast<size_t>(place.sums * rows_ + r)] = sums_of_row(state, r);
   }
 
   // Scores of keys [first, last), their softmax so far; what is not to be seen in the stretch that begins at `key` is -inf.
-  void score(int64_t n, int64_t g, int64_t unit, int64_t first, int64_t last, int64_t key, const Own& own, RowState& state) {
+  void score(int64_t n, int64_t g, const Place& place, int64_t first, int64_t last, int64_t key, const Own& own,
+             RowState& state) {
     products_of_few(call_.key, call_.type, n, g, first, last, call_.D, own.query, rows_, own.weights + first - key, STRETCH,
                     own.key);
     const int64_t to = (last - key + W - 1) / W * W;
@@ -94,42 +121,36 @@ class DotDecode {
       float* s = own.weights + r * STRETCH;
       const Span keys = keys_of_row(call_, n, r % call_.T);
       finish_scores(call_, n, head(g, r), r % call_.T, key, {std::max(keys.first, first), std::min(keys.last, last)}, s, 0, to);
-      if (scores_) { std::copy(s, s + to, scores(unit, r) + key); }
+      if (scores_) { std::copy(s, s + to, scores(place, r) + key); }
       soften(state, r, highest(s, 0, to), s, s, 0, to, key - (r % call_.T + call_.S - call_.T));
     }
   }
 
-  // Heads [first, last): their pieces put together, written, and what is to be observed of them.
-  bool conclude(int64_t first, int64_t last) {
-    Watch watch;
-    std::vector<float> top_scores(static_cast<size_t>(whole_vectors(call_.seen.top)));
-    std::vector<int32_t> top_keys(top_scores.size());
-    Strongest strongest{call_.seen.top, top_scores.data(), top_keys.data()};
-    for (int64_t unit = first; unit < last; unit++)
-      for (int64_t r = 0, next; r < rows_; r = next) {
-        next = std::min(r + W, (r / call_.T + 1) * call_.T);
-        conclude_rows(unit, r, next - r, strongest, watch);
-      }
-    return watch.clean();
+  // The heads of a unit: their pieces put together, written, and what is to be observed of them.
+  void conclude(int64_t unit, const Place& place, Ending& ending) {
+    for (int64_t r = 0, next; r < rows_; r = next) {
+      next = std::min(r + W, (r / call_.T + 1) * call_.T);
+      conclude_rows(unit, place, r, next - r, ending);
+    }
   }
 
   // Rows r .. r + count - 1 of a unit, all of one head; count <= W.
-  void conclude_rows(int64_t unit, int64_t r, int64_t count, Strongest& strongest, Watch& watch) {
+  void conclude_rows(int64_t unit, const Place& place, int64_t r, int64_t count, Ending& ending) {
     const int64_t n = unit / call_.G, h = head(unit % call_.G, r), i = r % call_.T;
     RowsSums keys{};
     for (int64_t x = 0; x < count; x++) {
-      RowSums& all = ends_[static_cast<size_t>(unit * cuts_ * rows_ + r + x)];
-      float* sums = row_sums(unit, r + x);
+      RowSums& all = ends_[static_cast<size_t>(place.sums * rows_ + r + x)];
+      float* sums = row_sums(place, r + x);
       for (int64_t cut = 1; cut < cuts_; cut++) join(all, (&all)[cut * rows_], sums, sums + cut * rows_ * width_);
       keys.m[x] = all.m, keys.total[x] = all.total, keys.spread[x] = all.spread, keys.away[x] = all.away;
-      watch.see(all.total);
-      for (int64_t y = 0; y < width_; y += W) watch.see(load(sums + y));
+      ending.watch.see(all.total);
+      for (int64_t y = 0; y < width_; y += W) ending.watch.see(load(sums + y));
     }
     const RowEnds ends = ends_of_rows(keys, sink_of(call_, n, h));
     write_ends(call_, n, h, i, count, ends);
     for (int64_t x = 0; x < count; x++) {
-      write_output(call_, n, h, i + x, row_sums(unit, r + x), ends.by[x]);
-      if (scores_) look_back(unit, r + x, n, h, i + x, keys.m[x], ends.by[x], strongest);
+      write_output(call_, n, h, i + x, row_sums(place, r + x), ends.by[x]);
+      if (scores_) look_back(scores(place, r + x), n, h, i + x, keys.m[x], ends.by[x], ending.strongest);
     }
   }
 
@@ -147,12 +168,11 @@ class DotDecode {
   }
 
   // Strongest links of a row, and what is gathered of its weights, from its scores.
-  void look_back(int64_t unit, int64_t r, int64_t n, int64_t h, int64_t i, float m, float inverse, Strongest& strongest) const {
+  void look_back(const float* s, int64_t n, int64_t h, int64_t i, float m, float inverse, Strongest& strongest) const {
     const Span all = keys_of_rows(call_, n, 0, call_.T);
     const int64_t from = std::max<int64_t>(0, all.first) / STRETCH * STRETCH, end = std::max(from, all.last);
     const auto there = [=](int64_t j) { return std::min(STRETCH, (end - j + W - 1) / W * W); };  // whole vectors of a stretch
     const int64_t line = (n * call_.H + h) * call_.T + i;
-    const float* s = scores(unit, r);
     if (strongest) {
       strongest.clear(1);
       for (int64_t j = from; j < end; j += STRETCH) strongest.see(0, s + j, j, 0, there(j), highest(s + j, 0, there(j)));
@@ -175,13 +195,15 @@ class DotDecode {
   }
 
   const Forward& call_;
-  int64_t shared_, rows_, width_, stretches_;
+  int64_t shared_, rows_, width_, stretches_, score_row_;
   Pool pool_;
   bool looks_back_;
-  int64_t units_, parts_, cuts_, own_size_;
+  int64_t units_, parts_, cuts_;
+  bool whole_;  // a piece is a whole unit
+  int64_t own_size_;
   Scratch scratch_;
   float *sums_, *scores_, *own_;
-  std::vector<RowSums> ends_;  // [piece][row]
+  std::vector<RowSums> ends_;  // [place][row]
 };
 
 }  // namespace limelight::LIMELIGHT_ISA

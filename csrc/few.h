@@ -11,8 +11,8 @@ constexpr int64_t FEW = W > 8 ? 12 : 6;     // queries that share a key head, at
 constexpr int64_t STRETCH = 128;            // keys that are met at a time
 constexpr int AT_ONCE = W > 8 ? W / 2 : 4;  // keys in a register tile
 
-// The other way packs keys for rows of one head: with one or two of them that is too much. This way keeps all scores where
-// weights are looked at: with so few heads no more than there are keys and values.
+// The other way packs keys for rows of one head: with one or two of them that is too much. This way keeps the scores of all rows
+// where weights are looked at: with so few heads no more than there are keys and values.
 inline bool few_queries(const Call& call) {
   const int64_t shared = call.H / call.G;
   return ((call.T == 1 && shared <= 96) || (call.T == 2 && shared <= 8) || shared * call.T <= FEW) && call.dropout.rate == 0;

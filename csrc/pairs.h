@@ -142,9 +142,6 @@ class Summands {
  public:
   Summands(bool paired, int64_t width) : paired_(PAIRS && paired), width_(width) {}
 
-  // Floats of so many packed rows.
-  int64_t floats(int64_t rows) const { return (paired_ ? pairs_in(rows) : rows) * padded(width_); }
-
   void pack(const Tensor& t, Type type, int64_t n, int64_t head, int64_t first, int64_t count, float* to, float* room,
             Watch& watch) const {
     if (paired_) pack_pair_panels(t, n, head, first, count, width_, to, room, watch);

@@ -32,7 +32,7 @@ def cases(draw, additive=False, few=False):
     most = 60 if additive else 400
     T, S = (draw(st.sampled_from([one for one in LENGTHS if one < most])) for _ in "TS")
     if few:
-        T = draw(st.integers(1, max(6 // shared, 2 if shared <= 8 else 1)))
+        T = draw(st.integers(1, max(12 // shared, 2 if shared <= 8 else 1)))
     D, E = draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(WIDTHS))
     seed = draw(st.integers(0, 99))
     query, key, value = random(seed, n, H, T, D), random(seed + 1, n, G, S, D), random(seed + 2, n, G, S, E)

@@ -30,14 +30,14 @@ def product_roundings(inputs: list[Tensor], arguments: dict, to_output: Tensor, 
     bias, sink = arguments.pop("bias", None), arguments.get("sink")
     whole = torch.zeros(shape, dtype=query.dtype) if bias is None else bias.expand(shape).clone()
     whole.requires_grad_()
-    value = value.clone().requires_grad_()
     output, view = look(query, key, value, bias=whole, backend="reference", **arguments)
     lse = view.lse.masked_fill(view.lse == -torch.inf, 0)
     (weights,) = torch.autograd.grad(lse.sum(), whole, retain_graph=True)
     (slopes,) = torch.autograd.grad((output * to_output).sum() + (lse * to_lse).sum(), whole)
-    sizes, _ = look(query, key, value.abs(), bias=whole, backend="reference", **arguments)
+    size = value.detach().abs().requires_grad_()
+    sizes, _ = look(query, key, size, bias=whole, backend="reference", **arguments)
     of_output = UNIT * sizes.detach()
-    (of_value,) = torch.autograd.grad((sizes * to_output.abs()).sum(), value)
+    (of_value,) = torch.autograd.grad((sizes * to_output.abs()).sum(), size)
     of_delta = (of_output * to_output.abs()).sum(-1, keepdim=True)
     indirect = weights * of_delta
     of_slopes = (UNIT * slopes.abs() + indirect) / query.shape[-1] ** 0.5
