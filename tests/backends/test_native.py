@@ -153,6 +153,17 @@ def test_of_equal_links_the_first_ones_are_the_strongest(queries, k):
     assert torch.equal(links.indices, torch.tensor(want).expand(1, 1, queries, k))
 
 
+@pytest.mark.parametrize("queries", [2, 50])
+@pytest.mark.parametrize("keys", [5, 16, 21, 32])
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_of_equal_links_of_a_short_row_the_first_ones_are_the_strongest(queries, keys, k):
+    query, key = torch.ones(1, 1, queries, 4), torch.zeros(1, 1, keys, 4)
+    key[0, 0, 3::2] = 1.0
+    links = look(query, key, key, backend="native", observe=(top(k),))[1].top(k)
+    order = key[0, 0, :, 0].sort(descending=True, stable=True).indices[:k]
+    assert torch.equal(links.indices, order.expand(1, 1, queries, -1))
+
+
 @pytest.mark.parametrize("queries", [3, 40])
 def test_links_whose_weight_is_zero_are_still_ranked_by_score(queries):
     # All but the first weights underflow, and those are keys that may be seen nevertheless.

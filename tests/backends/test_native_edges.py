@@ -294,6 +294,15 @@ def test_scores_of_narrow_numbers_are_those_of_their_exact_products(width, apart
     assert (lse - exact).abs().max() <= limit
 
 
+def test_rounding_the_weights_of_narrow_numbers_favours_no_side():
+    # The weights of a row sum to 1: cut off instead of rounded to the nearest, they would sum to 0.998.
+    query, key = (_random(seed, 1, 4, size, 16).bfloat16() for seed, size in ((1, 389), (2, 200)))
+    value = torch.ones(1, 4, 200, 8, dtype=torch.bfloat16)
+    output, _, _, to_value = _with_gradients(query, key, value)
+    assert abs(output.double().mean() - 1) < 5e-4
+    assert abs(to_value.double().sum(2).mean() / 389 - 1) < 5e-4
+
+
 @pytest.mark.parametrize("half", [0, 1])
 def test_products_that_leave_the_range_before_they_are_scaled(half):
     # Those of every other column, which are one half of all pairs.
