@@ -28,7 +28,9 @@ bool avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f
   return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-[[maybe_unused]] bool avx512bf16() { return avx512() && __builtin_cpu_supports("avx512bf16"); }
+[[maybe_unused]] bool avx512bf16() {
+  return avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2");
+}
 #endif
 }  // namespace supports
 

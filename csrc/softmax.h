@@ -225,12 +225,12 @@ class Strongest {
     if (!(high.all() > weakest)) return;
     if (scores[0] == -INF && begin(scores, index_ + r * stride_, static_cast<int32_t>(key + first), last - first, high)) return;
     vf bound = splat(weakest == -INF ? below_floor(high) : weakest);
-    for (int64_t j = first; j < last; j += 64) {
-      uint64_t found = 0;
-      for (int64_t x = j, end = std::min(j + 64, last); x < end; x += W)
-        found |= static_cast<uint64_t>(lanes_above(load(s + x), bound)) << (x - j);
+    constexpr int64_t STRETCH = 256;  // places of it are bytes
+    uint8_t places[STRETCH + 64];
+    for (int64_t j = first; j < last; j += STRETCH) {
+      const int found = places_above(s + j, std::min(STRETCH, last - j), bound, places);
       if (!found) continue;
-      take(scores, index_ + r * stride_, s + j, static_cast<int32_t>(key + j), found);
+      take(scores, index_ + r * stride_, s + j, static_cast<int32_t>(key + j), places, found);
       bound = larger(bound, splat(weakest));
     }
   }
@@ -305,20 +305,16 @@ class Strongest {
     return false;
   }
 
-  // Those of the scores that are `found`, lowest first; score s[0] is that of key `key`.
-  LL_INLINE void take(float* scores, int32_t* keys, const float* s, int32_t key, uint64_t found) const {
+  // Those of the scores that stand at `found` places, lowest first; score s[0] is that of key `key`.
+  LL_INLINE void take(float* scores, int32_t* keys, const float* s, int32_t key, const uint8_t* places, int found) const {
     if (stride_ == W) {  // they stay in registers
       vf held = load(scores);
       vi index = load_whole(keys);
-      for (; found; found &= found - 1) {
-        const int i = __builtin_ctzll(found);
-        insert(held, index, s[i], key + i, splat(INF), vi{});
-      }
+      for (int i = 0; i < found; i++) insert(held, index, s[places[i]], key + places[i], splat(INF), vi{});
       store(scores, held), store_whole(keys, index);
       return;
     }
-    for (; found; found &= found - 1) {
-      const int i = __builtin_ctzll(found);
+    for (int i = 0; i < found; i++) {
       vf before = splat(INF);
       vi key_before{};
       for (int64_t x = 0; x < stride_; x += W) {
@@ -326,7 +322,7 @@ class Strongest {
         vi index = load_whole(keys + x);
         const vf last = splat(held[W - 1]);
         const vi last_key = vi{} + index[W - 1];
-        insert(held, index, s[i], key + i, before, key_before);
+        insert(held, index, s[places[i]], key + places[i], before, key_before);
         store(scores + x, held), store_whole(keys + x, index);
         before = last, key_before = last_key;
       }

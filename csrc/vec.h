@@ -30,6 +30,9 @@
 #if defined(LIMELIGHT_EMULATE_avx512bf16) || (defined(LL_AVX512) && defined(__AVX512BF16__) && !defined(LIMELIGHT_EMULATE_avx512))
 #define LL_AVX512BF16
 #endif
+#if defined(LL_AVX512) && defined(__AVX512VBMI2__) && !defined(LIMELIGHT_EMULATE_avx512) && !defined(LIMELIGHT_EMULATE_avx512bf16)
+#define LL_AVX512VBMI2
+#endif
 
 #define LL_INLINE inline __attribute__((always_inline))
 
@@ -134,6 +137,29 @@ LL_INLINE uint32_t lanes_above(vf a, vf b) {
   for (int i = 0; i < W; i++) bits |= static_cast<uint32_t>(above[i] & 1) << i;
   return bits;
 #endif
+}
+
+// Where numbers above `bound` stand among `count`, lowest first, and how many there are. `count` is a multiple of W and at
+// most 256; `places` has room for 64 more.
+LL_INLINE int places_above(const float* s, int64_t count, vf bound, uint8_t* places) {
+  int found = 0;
+  for (int64_t j = 0; j < count; j += 64) {
+    uint64_t above = 0;
+    const int64_t here = count - j < 64 ? count - j : 64;
+    for (int64_t x = 0; x < here; x += W) above |= static_cast<uint64_t>(lanes_above(load(s + j + x), bound)) << x;
+#if defined(LL_AVX512VBMI2)
+    // No branch: which numbers lie above, no core foresees.
+    typedef uint8_t v64 __attribute__((vector_size(64)));
+    v64 place;
+    for (int i = 0; i < 64; i++) place[i] = static_cast<uint8_t>(i);
+    place += static_cast<uint8_t>(j);
+    _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi8(above, (__m512i)place));
+    found += __builtin_popcountll(above);
+#else
+    for (; above; above &= above - 1) places[found++] = static_cast<uint8_t>(j + __builtin_ctzll(above));
+#endif
+  }
+  return found;
 }
 
 // One more in each lane where `a` is above `b`.
