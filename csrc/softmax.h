@@ -271,13 +271,23 @@ class Strongest {
     }
   };
 
-  // What lies just below the k-th largest of these: no score at or below it is among the k strongest of the stretch.
+  // What lies just below the k-th largest of these: no score at or below it is among the k strongest of the stretch. Shares twice as
+  // large do where they are many more than k.
   float below_floor(const Highest& high) const {
     if (k_ > 2 * W) return -INF;
-    const Ranked all(high.even, high.odd, 2 * W);
-    const vf far = splat(INF);
-    const float floor = -largest_of(-smaller(all.above_even < k_ ? high.even : far, all.above_odd < k_ ? high.odd : far));
-    return std::nextafter(floor, -INF);
+    vf among;
+    if (2 * k_ <= W) {
+      const vf both = larger(high.even, high.odd);
+      float each[W];
+      store(each, both);
+      vi above{};
+      for (float one : each) above = count_above(above, splat(one), both);
+      among = above < k_ ? both : splat(INF);
+    } else {
+      const Ranked all(high.even, high.odd, 2 * W);
+      among = smaller(all.above_even < k_ ? high.even : splat(INF), all.above_odd < k_ ? high.odd : splat(INF));
+    }
+    return std::nextafter(-largest_of(-among), -INF);
   }
 
   // The first scores that a row sees: where there are no more than 2 W, each is told its place by how many lie above it. False, and
