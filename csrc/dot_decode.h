@@ -12,6 +12,8 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
+constexpr double CACHED = 32 << 20;  // bytes of keys and values that a third cache may hold from call to call
+
 class DotDecode {
  public:
   explicit DotDecode(const Forward& call)
@@ -104,18 +106,25 @@ class DotDecode {
     for (int64_t at = first + count * cut / cuts_; at < first + count * (cut + 1) / cuts_; at++) {
       const int64_t key = at * STRETCH, end = std::min(key + STRETCH, all.last);
       score(n, g, place, std::max(key, all.first), end, key, own, state);
-      const int64_t begin = std::max(key, all.first);
+      const int64_t begin = std::max(key, all.first), after = std::min(end + STRETCH, all.last);
       mix_few(call_.value, call_.type, n, g, begin, end, call_.E, own.weights + begin - key, rows_, state.change, sums, width_,
-              own.value);
+              own.value, soon(call_.key, n, g, end, after, call_.D));
     }
     for (int64_t r = 0; r < rows_; r++) ends_[static_cast<size_t>(place.sums * rows_ + r)] = sums_of_row(state, r);
+  }
+
+  // Rows to ask for while others are met: those that lie in memory and not in a cache, where one or two queries have not enough to
+  // do with each to wait for nothing.
+  Soon soon(const Tensor& t, int64_t n, int64_t g, int64_t first, int64_t last, int64_t width) const {
+    const double bytes = static_cast<double>(call_.N) * call_.G * call_.S * (call_.D + call_.E) * size_of(call_.type);
+    return bytes > CACHED && rows_ <= 2 ? Soon(t, call_.type, n, g, first, last, width) : Soon{};
   }
 
   // Scores of keys [first, last), their softmax so far; what is not to be seen in the stretch that begins at `key` is -inf.
   void score(int64_t n, int64_t g, const Place& place, int64_t first, int64_t last, int64_t key, const Own& own,
              RowState& state) {
     products_of_few(call_.key, call_.type, n, g, first, last, call_.D, own.query, rows_, own.weights + first - key, STRETCH,
-                    own.key);
+                    own.key, soon(call_.value, n, g, first, last, call_.E));
     const int64_t to = (last - key + W - 1) / W * W;
     for (int64_t r = 0; r < rows_; r++) {
       float* s = own.weights + r * STRETCH;

@@ -18,6 +18,23 @@ inline bool few_queries(const Call& call) {
   return ((call.T == 1 && shared <= 96) || (call.T == 2 && shared <= 8) || shared * call.T <= FEW) && call.dropout.rate == 0;
 }
 
+// Rows that are met once others are done with. They are asked for meanwhile, into the second cache: keys and values lie in two
+// places, and where memory is only asked for what comes next in one, it waits at each change between them.
+struct Soon {
+  const char* at = nullptr;
+  int64_t row = 0, bytes = 0, count = 0;
+
+  Soon() = default;
+  Soon(const Tensor& t, Type type, int64_t n, int64_t g, int64_t first, int64_t last, int64_t width)
+      : at(row_at(t, type, n, g, first)), row(size_of(type) * t.row), bytes(t.column == 1 ? size_of(type) * width : 0),
+        count(last - first) {}
+
+  LL_INLINE void ask(int64_t from, int64_t to) const {
+    for (int64_t j = from; j < std::min(to, count); j++)
+      for (int64_t x = 0; x < bytes; x += 64) __builtin_prefetch(at + j * row + x, 0, 2);
+  }
+};
+
 // s[j] = q . k_j for COUNT keys.
 template <int COUNT>
 LL_INLINE void dots(const float* q, const float* const* keys, int64_t width, float* s) {
@@ -52,10 +69,11 @@ LL_INLINE void dots_of_two(const float* q, const float* const* keys, int64_t wid
 
 // Products of `rows` rows on the left, [rows][width], and rows [first, last) of a key head: s[r * stride + j - first]. The
 // backward pass takes its scores from here as the forward pass does: with other roundings e^(s - m) would be off by as much as
-// s is. `room` holds AT_ONCE rows.
+// s is. `room` holds AT_ONCE rows; `soon` are rows that come after these.
 inline void products_of_few(const Tensor& t, Type type, int64_t n, int64_t g, int64_t first, int64_t last, int64_t width,
-                            const float* left, int64_t rows, float* s, int64_t stride, float* room) {
+                            const float* left, int64_t rows, float* s, int64_t stride, float* room, const Soon& soon = {}) {
   for (int64_t j = first; j < last; j += AT_ONCE) {
+    soon.ask(j - first, j - first + AT_ONCE);
     const float* right[AT_ONCE];
     for (int64_t i = 0; i < AT_ONCE; i++)  // beyond the end: the last one once more
       right[i] = read_row(t, type, n, g, std::min(j + i, last - 1), width, room + i * width);
@@ -75,13 +93,15 @@ inline void products_of_few(const Tensor& t, Type type, int64_t n, int64_t g, in
 // sums = change * sums + p[0] v_0 + ... + p[count - 1] v_(count - 1), VECS vectors wide, LINES values at a time: enough
 // sums that none waits for another.
 template <int VECS, int LINES>
-LL_INLINE void mix(const float* p, const float* values, int64_t row, int64_t count, float change, float* sums) {
+LL_INLINE void mix(const float* p, const float* values, int64_t row, int64_t count, float change, float* sums, const Soon& soon) {
   vf sum[LINES][VECS]{};
   for (int x = 0; x < VECS; x++) sum[0][x] = load(sums + x * W) * change;
   int64_t j = 0;
-  for (; j + LINES <= count; j += LINES)
+  for (; j + LINES <= count; j += LINES) {
+    soon.ask(j, j + LINES);
     for (int i = 0; i < LINES; i++)
       for (int x = 0; x < VECS; x++) sum[i][x] += p[j + i] * load(values + (j + i) * row + x * W);
+  }
   for (; j < count; j++)
     for (int x = 0; x < VECS; x++) sum[0][x] += p[j] * load(values + j * row + x * W);
   for (int x = 0; x < VECS; x++) {
@@ -91,9 +111,9 @@ LL_INLINE void mix(const float* p, const float* values, int64_t row, int64_t cou
 }
 
 // Row r of `sums`, [rows][sum_row], = change[r] * itself + sum_j p[r * STRETCH + j - first] t_j over rows [first, last) of a
-// key head. `room` holds STRETCH rows.
+// key head. `room` holds STRETCH rows; `soon` are rows that come after these.
 inline void mix_few(const Tensor& t, Type type, int64_t n, int64_t g, int64_t first, int64_t last, int64_t width, const float* p,
-                    int64_t rows, const float* change, float* sums, int64_t sum_row, float* room) {
+                    int64_t rows, const float* change, float* sums, int64_t sum_row, float* room, const Soon& soon = {}) {
   const float* from = room;
   int64_t row = width;
   if (type == Type::f32 && t.column == 1) {
@@ -114,9 +134,10 @@ inline void mix_few(const Tensor& t, Type type, int64_t n, int64_t g, int64_t fi
     const float* mine = p + r * STRETCH;
     float* to = sums + r * sum_row;
     int64_t x = begin;
-    for (; x + 8 * W <= width; x += 8 * W) mix<8, 1>(mine, from + x, row, count, change[r], to + x);
-    for (; x + 4 * W <= width; x += 4 * W) mix<4, 2>(mine, from + x, row, count, change[r], to + x);
-    for (; x + W <= width; x += W) mix<1, 4>(mine, from + x, row, count, change[r], to + x);
+    const auto ask = [&]() -> Soon { return r == 0 && x == 0 ? soon : Soon{}; };
+    for (; x + 8 * W <= width; x += 8 * W) mix<8, 1>(mine, from + x, row, count, change[r], to + x, ask());
+    for (; x + 4 * W <= width; x += 4 * W) mix<4, 2>(mine, from + x, row, count, change[r], to + x, ask());
+    for (; x + W <= width; x += W) mix<1, 4>(mine, from + x, row, count, change[r], to + x, ask());
     for (; x < width; x++) {
       float sum = to[x] * change[r];
       for (int64_t j = 0; j < count; j++) sum += mine[j] * from[j * row + x];
