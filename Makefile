@@ -54,7 +54,7 @@ check: $(STAMP)
 
 native_build = $(BIN)/cmake -S . -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 	-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
-NATIVE_TESTS := $(wildcard tests/backends/test_native*.py) tests/backends/test_direct.py tests/backends/test_added_masks.py
+NATIVE_TESTS := $(wildcard tests/backends/test_native*.py) tests/backends/test_direct.py tests/backends/test_added_masks.py tests/view/test_mean.py
 
 # Python itself is not built with the sanitizers, so they are loaded before it, and with them the C++ library whose
 # exceptions they watch. Python's own allocations at exit are no leaks. What the sanitizers say must not be captured: the

@@ -55,12 +55,16 @@ def rows(rounds: int, longest: int = CASES[-1][1]) -> Iterator[dict[str, Any]]:
 
 
 def _seconds(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round; the sides take turns, and `_check` has warmed them up."""
+    """Seconds of each side in each round; `_check` has warmed them up. The sides take turns, and each round begins one
+    later: what comes after eager finds its memory gone.
+    """
     found: dict[str, list[float]] = {side: [] for side in calls}
-    for _ in range(rounds):
-        for side, call in calls.items():
+    names = list(calls)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for side in names[first:] + names[:first]:
             start = time.perf_counter()
-            call()
+            calls[side]()
             found[side].append(time.perf_counter() - start)
     return found
 

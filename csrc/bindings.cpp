@@ -89,6 +89,7 @@ void read(Numbers& from, Observed& seen) {
   seen.pooled.to = from.pointer<float>();
   seen.pooled.rows = from.whole(), seen.pooled.columns = from.whole();
   seen.pooled.largest = from.whole() != 0;
+  if (from.more()) seen.mean = from.pointer<float>();
 }
 
 Forward forward_of(nb::tuple numbers) {

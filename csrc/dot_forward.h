@@ -32,7 +32,10 @@ inline int64_t packed_blocks(const Forward& call, int64_t rows) {
 }
 
 // Whether something is gathered once a row is complete, from what was kept of all its weights.
-inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.pooled.to; }
+inline bool looks_back(const Forward& call) { return call.seen.received || call.seen.pooled.to || call.seen.mean; }
+
+// Heads that different threads may have: with the mean over the heads a thread has all heads of its queries.
+inline int64_t heads_apart(const Forward& call) { return call.seen.mean ? 1 : call.H; }
 
 // Queries per unit: even parts of T, whole groups, and fewer where something of all keys is kept, but not so few that
 // packing for each unit, or reading from a third cache what is packed, would show. Where there are few heads, so many parts
@@ -45,7 +48,7 @@ inline int64_t rows_per_unit(const Forward& call, int64_t threads) {
     most = std::clamp(store / std::max<int64_t>(1, call.S) / GROUP * GROUP, least, ROWS);
   }
   int64_t units = std::max<int64_t>(1, (call.T + most - 1) / most);
-  while (uneven(call.N * call.H * units, threads) && call.T / (units + 1) >= GROUP) units++;
+  while (uneven(call.N * heads_apart(call) * units, threads) && call.T / (units + 1) >= GROUP) units++;
   return std::max<int64_t>(1, ((call.T + units - 1) / units + MR - 1) / MR * MR);
 }
 
@@ -207,6 +210,7 @@ class DotForward {
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t key = (begin + block) * KEYS, count = std::min(KEYS, call_.S - key);
       complete_rows(largest_ + block * rows_, factor);
+      if (call_.seen.mean) add_to_mean(block, key, count, factor);
       for (int64_t r = 0, end; pooled && r < count_; r = end) {
         const int64_t row = pool_.row_of(first_ + r);
         end = std::min(count_, pool_.end_of(row) - first_);
@@ -218,6 +222,20 @@ class DotForward {
       for (int64_t r = 0; by && r < count_; r++) factor[r] *= by[r];
       sum_rows<false>(block, 0, count_, factor, sums);
       for (int64_t j = 0; j < count; j++) received[key + j] += sums[j];
+    }
+  }
+
+  // The weights of keys [key, key + count) in a block join the mean over the heads.
+  void add_to_mean(int64_t block, int64_t key, int64_t count, const float* factor) const {
+    const float share = 1.0f / static_cast<float>(call_.H);
+    for (int64_t r = 0; r < count_; r++) {
+      const Span span = used(block, r);
+      const float *p = kept_rows_ + (block * rows_ + r) * KEYS, by = factor[r] * share;
+      float* mean = call_.seen.mean + (n_ * call_.T + first_ + r) * call_.S + key;
+      int64_t j = span.first;
+      const int64_t end = std::min(span.last, count);
+      for (; j + W <= end; j += W) store(mean + j, load(mean + j) + load(p + j) * by);
+      for (; j < end; j++) mean[j] += p[j] * by;
     }
   }
 
@@ -283,13 +301,13 @@ class DotForward {
 };
 
 inline bool dot_forward(const Forward& call) {
-  if (call.N * call.H * call.T > 0 && few_queries(call)) return DotDecode(call).run();
-  const int64_t threads = threads_for(call, pairs_of(call) * (call.D + call.E));
-  const int64_t rows = rows_per_unit(call, threads), per_head = (call.T + rows - 1) / rows, units = call.N * call.H * per_head;
+  if (call.N * call.H * call.T > 0 && !call.seen.mean && few_queries(call)) return DotDecode(call).run();
+  const int64_t threads = threads_for(call, pairs_of(call) * (call.D + call.E)), apart = heads_apart(call);
+  const int64_t rows = rows_per_unit(call, threads), per_head = (call.T + rows - 1) / rows, units = call.N * apart * per_head;
   if (units == 0) return true;
   std::vector<int64_t> costs(static_cast<size_t>(units));
   for (int64_t unit = 0; unit < units; unit++) {
-    const int64_t n = unit / (call.H * per_head), first = unit % per_head * rows;
+    const int64_t n = unit / (apart * per_head), first = unit % per_head * rows;
     const Span keys = keys_of_rows(call, n, first, std::min(call.T, first + rows));
     costs[static_cast<size_t>(unit)] = 16 + std::max<int64_t>(0, keys.last - keys.first);
   }
@@ -303,10 +321,14 @@ inline bool dot_forward(const Forward& call) {
     const int64_t begin = ends[static_cast<size_t>(part)], end = ends[static_cast<size_t>(part) + 1];
     if (begin == end) return;
     DotForward pass(call, rows);
-    for (int64_t unit = begin; unit < end; unit++) {
-      const int64_t plane = unit / per_head, first = unit % per_head * rows;
-      const int64_t count = std::min(rows, call.T - first);
-      pass.run(plane / call.H, plane % call.H, first, count, received.of(part, plane), pooled.of(part, plane));
+    for (int64_t unit = begin, next; unit < end; unit = next) {
+      const int64_t plane = unit / per_head;
+      next = std::min(end, (plane + 1) * per_head);
+      for (int64_t head = plane * call.H / apart; head < (plane + 1) * call.H / apart; head++)
+        for (int64_t at = unit; at < next; at++) {
+          const int64_t first = at % per_head * rows, count = std::min(rows, call.T - first);
+          pass.run(head / call.H, head % call.H, first, count, received.of(part, head), pooled.of(part, head));
+        }
     }
     clean[static_cast<size_t>(part)] = pass.clean();
   });

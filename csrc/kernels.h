@@ -65,6 +65,7 @@ struct Observed {
   int64_t chosen_count = 0;
   float* chosen_weight = nullptr;  // [N, H, chosen_count, S], set to 0 by the caller
   Pooled pooled;
+  float* mean = nullptr;  // [N, T, S]: the mean of the weights over the heads, set to 0 by the caller; alone, of dot scores
 };
 
 struct Forward : Call {

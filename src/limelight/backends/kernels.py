@@ -57,6 +57,20 @@ def forward(call: Call, tracked: bool) -> tuple[Result, Kept | None] | None:
     return Result(output, lse, None, seen), kept
 
 
+def mean_of_heads(call: Call) -> Tensor | None:
+    """The mean over the heads of a dot product's weights, [N, T, S]; None where the pass met NaN or inf."""
+    n, heads, queries, _ = call.query.shape
+    output = call.query.new_empty(n, heads, queries, call.value.shape[3])
+    mean = call.query.new_zeros(n, queries, call.key.shape[2], dtype=torch.float32)
+    numbers, kept_alive = _common(call)
+    module = extension.native()
+    assert module is not None
+    observed = seen_place(NOTHING_SEEN, NOTHING, kept_alive)
+    done = module.dot_forward((*numbers, *_place(output), 0, 0, 0, *observed, mean.data_ptr()))
+    del kept_alive
+    return mean if done else None
+
+
 def backward(
     call: Call,
     kept: Kept,

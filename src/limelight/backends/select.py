@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from limelight.backends.exported import Exported
 from limelight.backends.fused import Fused
 from limelight.backends.native import Native
-from limelight.backends.protocol import Backend, Call, Gather, Gathered
+from limelight.backends.protocol import NOTHING, Backend, Call, Gather, Gathered
 from limelight.backends.reference import Reference
 from limelight.backends.streaming import Streaming
 from limelight.contract import exporting
@@ -19,7 +21,9 @@ _EXPORTED = Exported()
 
 _REFERENCE = Reference()
 
-BACKENDS: tuple[Backend, ...] = (Native(CAREFUL), Fused(), CAREFUL, _REFERENCE)
+_NATIVE = Native(CAREFUL)
+
+BACKENDS: tuple[Backend, ...] = (_NATIVE, Fused(), CAREFUL, _REFERENCE)
 """Every backend, in the order in which `auto` asks: it takes the first that is fastest for the call and can run it."""
 
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
@@ -56,13 +60,22 @@ def observed(call: Call, gather: Gather) -> Gathered:
 
     The pass has a value of one column, the least that a backend takes: only the scores cost anything.
     """
-    n, groups, keys, _ = call.key.shape
-    value = call.key.new_zeros(n, groups, keys, 1)
-    call = call.changed(value=value, dropout=0.0, wants_lse=False, gather=gather)
+    call = _with_least_value(call, gather)
     for backend in BACKENDS:
         if backend.gathers() and backend.refusal(call) is None:
             return backend.run(call).gathered or Gathered()
     return Gathered()
+
+
+def mean_of_heads(call: Call) -> Tensor | None:
+    """The mean over the heads of a finished call's weights, [N, T, S], by such a pass; None where there is none."""
+    return _NATIVE.mean_of_heads(_with_least_value(call, NOTHING))
+
+
+def _with_least_value(call: Call, gather: Gather) -> Call:
+    n, groups, keys, _ = call.key.shape
+    value = call.key.new_zeros(n, groups, keys, 1)
+    return call.changed(value=value, dropout=0.0, wants_lse=False, gather=gather)
 
 
 def reasons(call: Call) -> str:

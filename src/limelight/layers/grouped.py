@@ -111,7 +111,7 @@ class GroupedQueryAttention(nn.Module):
         weights = None
         if observe:
             attended, view = look(self.queries(x, start), key, value, **options)
-            weights = view.dense().mean(-3) if head is None else view[..., head, :, :]
+            weights = view.mean().dense() if head is None else view[..., head, :, :]
         else:
             attended = attend(self.queries(x, start), key, value, **options)
         merged = attended.transpose(-3, -2).flatten(-2)  # [..., H, T, D] -> [..., T, C]

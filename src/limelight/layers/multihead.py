@@ -114,8 +114,9 @@ class MultiHeadAttention(nn.MultiheadAttention):
             key: [S, N, kdim], and accordingly.
             value: [S, N, vdim].
             key_padding_mask: [N, S], without a batch [S]; bool: True is ignored; float: added to the scores.
-            need_weights: True: the weights too, [N, L, S], which takes the memory of N H L S numbers; False: None in
-                their place; "view": an `AttentionView` [N, H, L, S], of the weights before dropout.
+            need_weights: True: the weights too, [N, L, S], on the CPU in a second pass of a kernel that stores nothing
+                else; with dropout, or each head's, in the memory of N H L S numbers; False: None in their place;
+                "view": an `AttentionView` [N, H, L, S], of the weights before dropout.
             attn_mask: [L, S] or [N H, L, S]; bool: True is ignored; float: added to the scores.
             average_attn_weights: the mean over the heads; False: [N, H, L, S]. A view always has the heads.
             is_causal: says that attn_mask, which has to be given, hides the future. As in torch it is believed, and the
@@ -201,12 +202,15 @@ class MultiHeadAttention(nn.MultiheadAttention):
         output, view = look(*heads, **options, seed=seed)
         if wanted == "view":
             return output, view
-        weights = view.dense(limit=None)
-        if seed is not None:
-            n, h, rows, columns = weights.shape
-            block = whole_block(n, h, rows, columns, weights.device)
-            weights = weights * kept_over_rate(block, rate, seed, weights.dtype)
-        weights = weights.mean(1) if average else weights
+        if average and seed is None:
+            weights = view.mean().dense(limit=None)
+        else:
+            weights = view.dense(limit=None)
+            if seed is not None:
+                n, h, rows, columns = weights.shape
+                block = whole_block(n, h, rows, columns, weights.device)
+                weights = weights * kept_over_rate(block, rate, seed, weights.dtype)
+            weights = weights.mean(1) if average else weights
         return output, (weights if batched else weights.squeeze(0)).to(output.dtype)
 
     def _check(

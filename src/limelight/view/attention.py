@@ -369,6 +369,18 @@ class AttentionView(VirtualArray):
         """The threshold with the leading axes folded, [N, H, T]."""
         return self._kept.threshold
 
+    def mean_of_heads(self) -> Tensor | None:
+        """The mean over all heads, [..., T, S], by one pass of a kernel, without gradients; None if there is none."""
+        return self._kept.mean_of_heads()
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What the weights are differentiable by; `of` takes as many. Errors: StaleViewError."""
+        return (*self._kept.sound.tensors(), self._kept.threshold)
+
+    def of(self, tensors: Sequence[Tensor | None]) -> AttentionView:
+        """The same view of other tensors, in the order of `tensors`."""
+        return AttentionView(self._kept.of(tensors))
+
     def _block(self, axes: tuple[Axis, ...], counts: tuple[int, ...]) -> Tensor:
         """Weights [n, h, t, s] of the positions wanted along each axis."""
         batch = folded(axes[:-3], self._kept.lead)

@@ -11,7 +11,7 @@ from torch import Tensor
 from limelight.backends import lookup
 from limelight.backends.pooling import pooled
 from limelight.backends.protocol import NOTHING, OWN_TENSORS, Call, Gather, Gathered
-from limelight.backends.select import observed
+from limelight.backends.select import mean_of_heads, observed
 from limelight.contract import tracing
 from limelight.masks.block import Selector
 from limelight.normalizers import Normalizer
@@ -144,6 +144,20 @@ class Kept:
             return None
         folded = have.weights.reshape(len(self.threshold), *have.weights.shape[-3:])
         return lookup.taken(folded, block._replace(rows=torch.tensor(found, dtype=torch.int64)))
+
+    def mean_of_heads(self) -> Tensor | None:
+        """The mean over all heads, [..., T, S], by one pass of a kernel, without gradients; None if there is none."""
+        if self.weights is not None:
+            return None
+        with torch.no_grad():
+            found = mean_of_heads(self.sound)
+        return None if found is None else self.open(found)
+
+    def of(self, tensors: Sequence[Any]) -> Kept:
+        """The same of other tensors: those of the call, in the order of `Call.tensors`, and the threshold."""
+        *of_call, threshold = tensors
+        call = self._call.with_tensors(*of_call[:OWN_TENSORS]).with_parameters(tuple(of_call[OWN_TENSORS:]))
+        return Kept(call.changed(rest=None), threshold)
 
     def map(self, cells: Sequence[int], reduce: str) -> Tensor:
         """The matrix pooled to so many cells, as far as it has them, [..., H, rows, columns]; in the same way."""

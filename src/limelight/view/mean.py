@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from limelight.contract import tracing
 from limelight.errors import ArgumentError
 from limelight.indexing import parse, parse_block
 from limelight.masks.block import positions
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 class MeanView(VirtualArray):
     """The mean of an attention matrix over some of its heads, [..., T, S], computed where it is looked at.
 
-    Made by `view.mean(heads)`. `mean[...]` and `dense` go head by head, so that no more than two blocks are held;
-    products are those of all heads, of which the chosen ones are averaged. Differentiable as the view is.
+    Made by `view.mean(heads)`. `mean[...]` goes head by head, so that no more than two blocks are held, and so does
+    `dense` where no kernel has the mean of all heads in one pass; products are those of all heads, of which the chosen
+    ones are averaged. Differentiable as the view is.
     """
 
     __slots__ = ("_heads", "_view")
@@ -40,7 +42,10 @@ class MeanView(VirtualArray):
         if not axis.size:
             raise ArgumentError(f"mean(heads): heads must name one head at least; it is {heads!r}. None: all of them.")
         self._view = view
-        self._heads: list[int] = positions(axis.selector, torch.device("cpu")).tolist()
+        every = range(axis.size)  # for a graph: a tensor's numbers would be names there
+        self._heads: list[int] = list(
+            every if heads is None else positions(axis.selector, torch.device("cpu")).tolist()
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +85,15 @@ class MeanView(VirtualArray):
         Errors: DenseSizeError, which names the bytes, if it is larger than `limit` bytes; None for no limit.
         """
         guard(self.shape, self.dtype, limit)
-        return self._mean((slice(None),) * len(self.shape))
+        if self._heads != list(range(self._view.shape[-3])):
+            return self.by_heads()
+        if tracing():  # one operation of a graph instead of one for each head
+            return self._view.dense(limit=None).mean(-3)
+        known = self._view.mean_of_heads()
+        if known is None:
+            return self.by_heads()
+        found: Any = _Late.apply(known, self._view.detach(), *self._view.tensors())
+        return found
 
     def __matmul__(self, x: Any) -> Tensor:
         """W x, [..., T, M] of x [..., S, M], or [..., T] of x [S]; as `view @ x`."""
@@ -102,6 +115,10 @@ class MeanView(VirtualArray):
             product = product.index_select(axis, torch.tensor(self._heads, device=product.device))
         return product.mean(axis)
 
+    def by_heads(self) -> Tensor:
+        """The whole mean, head by head."""
+        return self._mean((slice(None),) * len(self.shape))
+
     def _mean(self, index: tuple[Any, ...]) -> Tensor:
         """The block with every axis kept."""
         lead, last = index[:-2], index[-2:]
@@ -109,3 +126,24 @@ class MeanView(VirtualArray):
         for head in self._heads[1:]:
             total = total + self._view[(*lead, head, *last)]
         return total / len(self._heads)
+
+
+class _Late(torch.autograd.Function):
+    """The mean of all heads, known already: how it depends on the view's tensors is worked out if it is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, known: Tensor, view: AttentionView, *tensors: Tensor | None) -> Tensor:
+        ctx.view = view
+        ctx.save_for_backward(*tensors)
+        return known.view_as(known)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        once_more = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Each by itself: the threshold depends on the others, and autograd follows that on its own.
+            apart = [None if one is None else one.view_as(one) for one in ctx.saved_tensors]
+            wanted = [one for one in apart if one is not None and one.requires_grad]
+            mean = MeanView(ctx.view.of(apart), None).by_heads()
+            found = iter(torch.autograd.grad(mean, wanted, grad_outputs, create_graph=once_more, allow_unused=True))
+        return None, None, *(next(found) if one is not None and one.requires_grad else None for one in apart)
