@@ -164,6 +164,22 @@ def test_of_equal_links_of_a_short_row_the_first_ones_are_the_strongest(queries,
     assert torch.equal(links.indices, order.expand(1, 1, queries, -1))
 
 
+@pytest.mark.parametrize("keys", [255, 257, 512, 513, 769])
+@pytest.mark.parametrize("k", [1, 8, 17])
+@pytest.mark.parametrize("score", [dot(), limelight.additive(torch.ones(8))])
+def test_links_of_rows_that_are_compared_piece_by_piece(score, k, keys):
+    # The strongest lie at the ends of pieces, and the last one is not whole.
+    query, key = _random(1, 1, 1, 3, 8).float(), _random(2, 1, 1, keys, 8).float()
+    for place in (0, 63, 64, 127, 128, 191, 192, 254, 255, 256, 511, keys - 1):
+        if place < keys:
+            key[..., place, :] = query[..., place % 3, :] * (1 + place / 1000)
+    for rows in (query, query.repeat(1, 1, 20, 1)):
+        links = look(rows, key, key, score=score, backend="native", observe=(top(k),))[1].top(k)
+        dense = look(rows, key, key, score=score, backend="reference")[1].dense()
+        torch.testing.assert_close(links.weights, dense.topk(k).values, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(dense.gather(-1, links.indices), links.weights, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("queries", [3, 40])
 def test_links_whose_weight_is_zero_are_still_ranked_by_score(queries):
     # All but the first weights underflow, and those are keys that may be seen nevertheless.
