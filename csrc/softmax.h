@@ -224,12 +224,17 @@ class Strongest {
     const float& weakest = scores[k_ - 1];
     if (!(high.all() > weakest)) return;
     if (scores[0] == -INF && begin(scores, index_ + r * stride_, static_cast<int32_t>(key + first), last - first, high)) return;
-    vf bound = splat(weakest == -INF ? below_floor(high) : weakest);
+    bool floored = weakest == -INF;
+    vf bound = splat(floored ? below_floor(high) : weakest);
     constexpr int64_t STRETCH = 256;  // places of it are bytes
     uint8_t places[STRETCH + 64];
     for (int64_t j = first; j < last; j += STRETCH) {
-      const int found = places_above(s + j, std::min(STRETCH, last - j), bound, places);
+      int found = places_above(s + j, std::min(STRETCH, last - j), bound, places);
       if (!found) continue;
+      if (found > 2 * k_ + 4 && !floored) {  // more than will stay: keys may grow stronger on and on
+        bound = larger(bound, splat(below_floor(high))), floored = true;
+        found = places_above(s + j, std::min(STRETCH, last - j), bound, places);
+      }
       take(scores, index_ + r * stride_, s + j, static_cast<int32_t>(key + j), places, found);
       bound = larger(bound, splat(weakest));
     }

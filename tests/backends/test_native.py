@@ -180,6 +180,19 @@ def test_links_of_rows_that_are_compared_piece_by_piece(score, k, keys):
         torch.testing.assert_close(dense.gather(-1, links.indices), links.weights, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("keys", [300, 512, 1030])
+@pytest.mark.parametrize("k", [1, 5, 8, 16, 17, 40])
+@pytest.mark.parametrize("queries", [3, 40])
+def test_links_of_keys_that_grow_stronger_to_the_end(queries, k, keys):
+    # Each block has more keys above the weakest link so far than can stay; they come in threes of one strength, of
+    # which the first is the strongest.
+    query = torch.ones(1, 1, queries, 1)
+    key = (torch.arange(keys) // 3).float().reshape(1, 1, keys, 1) / 64
+    links = look(query, key, key, backend="native", observe=(top(k),))[1].top(k)
+    order = sorted(range(keys), key=lambda j: (-(j // 3), j))[:k]
+    assert torch.equal(links.indices, torch.tensor(order).expand(1, 1, queries, -1))
+
+
 @pytest.mark.parametrize("queries", [3, 40])
 def test_links_whose_weight_is_zero_are_still_ranked_by_score(queries):
     # All but the first weights underflow, and those are keys that may be seen nevertheless.
