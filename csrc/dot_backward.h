@@ -14,8 +14,9 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-constexpr int64_t BACK_ROWS = 8 * MR;  // queries of a block
-static_assert(BACK_ROWS + KEYS <= BiasGradient::most);
+constexpr int64_t BACK_ROWS = 8 * MR;                   // queries of a block
+constexpr int64_t BACK_KEYS = NR * (W == 16 ? 4 : 12);  // keys of a block
+static_assert(BACK_ROWS + BACK_KEYS <= BiasGradient::most);
 
 class DotBackward {
  public:
@@ -27,12 +28,13 @@ class DotBackward {
     const int64_t d = call.D, e = call.E;
     query_ = scratch_.take(BACK_ROWS * d), query_panels_ = scratch_.take(BACK_ROWS * key_width_);
     grad_output_ = scratch_.take(BACK_ROWS * e), grad_output_panels_ = scratch_.take(BACK_ROWS * value_width_);
-    key_ = scratch_.take(KEYS * d), key_panels_ = scratch_.take(KEYS * key_width_), value_ = scratch_.take(KEYS * e);
-    weights_ = scratch_.take(BACK_ROWS * KEYS), slopes_ = scratch_.take(BACK_ROWS * KEYS);
-    room_ = scratch_.take(4 * std::max(d, e)), rounded_ = scratch_.take(BACK_ROWS * KEYS / 2);
+    key_ = scratch_.take(BACK_KEYS * d), key_panels_ = scratch_.take(BACK_KEYS * key_width_),
+    value_ = scratch_.take(BACK_KEYS * e);
+    weights_ = scratch_.take(BACK_ROWS * BACK_KEYS), slopes_ = scratch_.take(BACK_ROWS * BACK_KEYS);
+    room_ = scratch_.take(4 * std::max(d, e)), rounded_ = scratch_.take(BACK_ROWS * BACK_KEYS / 2);
     grad_key_ = scratch_.take(stretch * key_width_), grad_value_ = scratch_.take(stretch * value_width_);
-    cap_slope_ = scratch_.take(KEYS);
-    column_bits_ = reinterpret_cast<uint32_t*>(scratch_.take(KEYS));
+    cap_slope_ = scratch_.take(BACK_KEYS);
+    column_bits_ = reinterpret_cast<uint32_t*>(scratch_.take(BACK_KEYS));
   }
 
   // Keys [first, last) of key head g. `grad_query` [H / G][T][key_width] is added to; `delta` [H / G][T] is read.
@@ -41,8 +43,8 @@ class DotBackward {
     std::fill(grad_key_, grad_key_ + (last - first) * key_width_, 0.0f);
     std::fill(grad_value_, grad_value_ + (last - first) * value_width_, 0.0f);
     const int64_t shared = call_.H / call_.G;
-    for (int64_t key = first; key < last; key += KEYS) {
-      const int64_t count = std::min(KEYS, last - key);
+    for (int64_t key = first; key < last; key += BACK_KEYS) {
+      const int64_t count = std::min(BACK_KEYS, last - key);
       const Span rows = rows_of_keys(call_, n, key, key + count);
       if (rows.empty()) continue;
       pack_keys(key, count);
@@ -65,7 +67,8 @@ class DotBackward {
 
   static int64_t floats(const Backward& call, int64_t stretch) {
     const int64_t d = padded(call.D), e = padded(call.E);
-    return BACK_ROWS * (2 * d + 2 * e + 3 * KEYS) + KEYS * (2 * d + e + 2) + 4 * std::max(d, e) + stretch * (d + e) + 16 * 16;
+    return BACK_ROWS * (2 * d + 2 * e + 3 * BACK_KEYS) + BACK_KEYS * (2 * d + e + 2) + 4 * std::max(d, e) + stretch * (d + e) +
+           16 * 16;
   }
 
   void pack_keys(int64_t key, int64_t count) {
@@ -73,7 +76,7 @@ class DotBackward {
     rows_.pack(call_.key, call_.type, n_, g_, key, count, key_panels_, room_, watch_);
     worth_.pack_right(call_.value, call_.type, n_, g_, key, count, value_, room_, watch_);
     if (call_.dropout.rate > 0)
-      for (int64_t j = 0; j < KEYS; j++) column_bits_[j] = dropout_column(key + j, call_.dropout.seed);
+      for (int64_t j = 0; j < BACK_KEYS; j++) column_bits_[j] = dropout_column(key + j, call_.dropout.seed);
   }
 
   // Queries [row, row + rows) of head h and a block of keys, `place` in the unit's stretch.
@@ -88,21 +91,22 @@ class DotBackward {
     rows_.pack(call_.query, call_.type, n_, h, row, rows, query_panels_, room_, watch_);
     worth_.pack_left(call_.grad_output, call_.type, n_, h, row, rows, 1, grad_output_, room_, watch_, watch_);
     outputs_.pack(call_.grad_output, call_.type, n_, h, row, rows, grad_output_panels_, room_, watch_);
-    score_.multiply(rows, to - from, query_, key_ + from * score_.steps(), call_.scale, weights_ + from, KEYS);
-    worth_.multiply(rows, to - from, grad_output_, value_ + from * worth_.steps(), 1, slopes_ + from, KEYS);
+    score_.multiply(rows, to - from, query_, key_ + from * score_.steps(), call_.scale, weights_ + from, BACK_KEYS);
+    worth_.multiply(rows, to - from, grad_output_, value_ + from * worth_.steps(), 1, slopes_ + from, BACK_KEYS);
     if (bias_) bias_.begin(n_, h, row, rows, key);
     for (int64_t i = 0; i < rows; i++) {
-      float *s = weights_ + i * KEYS, *g = slopes_ + i * KEYS;
+      float *s = weights_ + i * BACK_KEYS, *g = slopes_ + i * BACK_KEYS;
       slope(call_, n_, h, row + i, keys_of_row(call_, n_, row + i), key, delta[row + i], s, g, from, to, cap_slope_,
             column_bits_);
       if (bias_) bias_.add(row + i, g, from, std::min(to, count));
       if (call_.cap > 0) scale_by_cap(g, cap_slope_, from, to);
     }
     if (bias_) bias_.end();
-    outputs_.add_across(rows, inner, weights_ + from, KEYS, grad_output_panels_, grad_value_ + (place + from) * value_width_,
+    outputs_.add_across(rows, inner, weights_ + from, BACK_KEYS, grad_output_panels_, grad_value_ + (place + from) * value_width_,
                         value_width_, rounded_);
-    rows_.add(rows, from, inner, count, slopes_, KEYS, key_panels_, grad_query + row * key_width_, key_width_, nullptr, rounded_);
-    rows_.add_across(rows, inner, slopes_ + from, KEYS, query_panels_, grad_key_ + (place + from) * key_width_, key_width_,
+    rows_.add(rows, from, inner, count, slopes_, BACK_KEYS, key_panels_, grad_query + row * key_width_, key_width_, nullptr,
+              rounded_);
+    rows_.add_across(rows, inner, slopes_ + from, BACK_KEYS, query_panels_, grad_key_ + (place + from) * key_width_, key_width_,
                      rounded_);
   }
 
@@ -141,11 +145,11 @@ template <class PASS, class F>
 bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int parts, F bias) {
   const int64_t shared = call.H / call.G, width = padded(call.D);
   // Stretches per key head: one, or enough for all threads, and one more where that leaves less of them idle.
-  const int64_t blocks = (call.S + KEYS - 1) / KEYS;
+  const int64_t blocks = (call.S + BACK_KEYS - 1) / BACK_KEYS;
   int64_t cuts = std::clamp<int64_t>((parts + heads - 1) / heads, 1, blocks);
   const auto rounds = [&](int64_t some) { return (heads * some + parts - 1) / parts; };
   if (cuts < blocks && rounds(cuts + 1) * cuts < rounds(cuts) * (cuts + 1)) cuts++;
-  const int64_t stretch = (blocks + cuts - 1) / cuts * KEYS, units = heads * cuts, sums = shared * call.T * width;
+  const int64_t stretch = (blocks + cuts - 1) / cuts * BACK_KEYS, units = heads * cuts, sums = shared * call.T * width;
   const bool split = cuts > 1;
   std::vector<float> partial(split ? static_cast<size_t>(units * sums) : 0);
   std::vector<char> clean(static_cast<size_t>(parts), 1);
@@ -158,7 +162,7 @@ bool dot_backward_heads(const Backward& call, int64_t begin, int64_t heads, int 
   const std::vector<int64_t> ends = balanced(std::vector<int64_t>(static_cast<size_t>(units), 1), parts);
   in_parallel(parts, [&](int part) {
     if (ends[static_cast<size_t>(part)] == ends[static_cast<size_t>(part) + 1]) return;
-    PASS pass(call, std::min(stretch, blocks * KEYS), bias(part));
+    PASS pass(call, std::min(stretch, blocks * BACK_KEYS), bias(part));
     std::vector<float> own(split ? 0 : static_cast<size_t>(sums)), delta(static_cast<size_t>(shared * call.T));
     std::vector<float> room(static_cast<size_t>(2 * call.E));
     for (int64_t unit = ends[static_cast<size_t>(part)]; unit < ends[static_cast<size_t>(part) + 1]; unit++) {

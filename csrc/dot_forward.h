@@ -13,12 +13,14 @@
 
 namespace limelight::LIMELIGHT_ISA {
 
-constexpr int64_t KEYS = NR * (W == 16 ? 4 : 12);  // keys of a block
-constexpr int64_t GROUP = 4 * MR;                  // queries whose scores are held at a time
-constexpr int64_t ROWS = 8 * GROUP;                // queries of a unit, at most
-constexpr int64_t PACKED = int64_t{4} << 20;       // floats of packed keys and values that a thread may keep: 16 MiB
-constexpr int64_t NEAR = int64_t{1} << 20;         // and of those that are soon read: 4 MiB
-constexpr int64_t STORE = int64_t{48} << 10;       // floats of all weights that are kept to look back at: part of a second cache
+constexpr int64_t KEYS = 512;                 // keys of a block
+constexpr int64_t GROUP = 4 * MR;             // queries whose scores are held at a time
+constexpr int64_t ROWS = 8 * GROUP;           // queries of a unit, at most
+constexpr int64_t PACKED = int64_t{4} << 20;  // floats of packed keys and values that a thread may keep: 16 MiB
+constexpr int64_t NEAR = int64_t{1} << 20;    // and of those that are soon read: 4 MiB
+constexpr int64_t STORE = int64_t{48} << 10;  // floats of all weights that are kept to look back at: part of a second cache
+
+static_assert(KEYS % NR == 0);
 
 inline int64_t blocks_of(int64_t keys) { return (keys + KEYS - 1) / KEYS; }
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from limelight import causal, dense, lengths, segments, window
 
 WIDTHS = (1, 3, 8, 13, 31, 64, 97)
-LENGTHS = (1, 2, 7, 24, 41, 131, 200, 389)
+LENGTHS = (1, 2, 7, 24, 41, 131, 200, 389, 577)
 
 
 def random(seed, *shape):
@@ -29,7 +29,7 @@ def cases(draw, additive=False, few=False):
     n, G = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2)))
     shared = draw(st.sampled_from((1, 2, 3, 8, 19) if few else (1, 3)))
     H = G * shared
-    most = 60 if additive else 400
+    most = 60 if additive else 600
     T, S = (draw(st.sampled_from([one for one in LENGTHS if one < most])) for _ in "TS")
     if few:
         T = draw(st.integers(1, max(12 // shared, 2 if shared <= 8 else 1)))
