@@ -132,17 +132,27 @@ def look(
         options = {"score": score, "mask": mask, "bias": bias, "sink": sink}
         options |= {"normalizer": normalizer, "dropout": dropout, "seed": seed, "backend": backend}
         return heard.look(query, key, value, options, observe)
-    found = _plainly(_plain(query, key, value, score, mask, bias, sink, normalizer, dropout, backend), observe)
-    if found is None:
-        call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=True)
+    plain = _plain(query, key, value, score, mask, bias, sink, normalizer, dropout, backend)
+    if plain is not None:
+        call = plain.looked_at()
         call.gather = gather_of(observe, call)
-        found = call, choose(call, backend).run(call)
-    call, result = found
-    assert result.lse is not None
-    view = AttentionView(Kept(call, result.lse, result.weights))
-    view.gather(observe, result.gathered)
+        seen: Any = direct.look(plain, call)
+        if seen is not None:
+            return seen.output, view_of(call, seen, observe)
+    call = _checked(query, key, value, score, mask, bias, sink, normalizer, dropout, seed, wants_lse=True)
+    call.gather = gather_of(observe, call)
+    result = choose(call, backend).run(call)
     output: Any = result.output
-    return output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:]), view
+    output = output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
+    return output, view_of(call, result, observe)
+
+
+def view_of(call: Call, result: Result, observe: Sequence[Observation]) -> AttentionView:
+    """The view of a call that is done; what is to be observed and was not on the way is computed now."""
+    assert result.lse is not None
+    kept = Kept(call, result.lse, result.weights)
+    kept.gather(observe, result.gathered)
+    return AttentionView(kept)
 
 
 def _plain(
@@ -161,16 +171,6 @@ def _plain(
     if bias is None and sink is None and normalizer is None and not dropout and backend in direct.BACKENDS:
         return direct.plain(query, key, value, score, mask)
     return None
-
-
-def _plainly(plain: direct.Plain | None, observe: tuple[Observation, ...]) -> tuple[Call, Result] | None:
-    """A call of `look` and its result, if it can go the shortest road."""
-    if plain is None:
-        return None
-    call = plain.call(wants_lse=True)
-    call.gather = gather_of(observe, call)
-    result = direct.look(plain, call)
-    return None if result is None else (call, result)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,12 @@ def has_numbers(tensor: Tensor) -> bool:
     kind = type(tensor)
     if kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:  # pyright: ignore
         return False
-    return not (_is_functorch_wrapped(tensor) or tensor._is_zerotensor())
+    return not wraps_another(tensor)
+
+
+def wraps_another(tensor: Tensor) -> bool:
+    """Whether a tensor of no class of its own wraps another one, as those of torch.func, or stands for zeros."""
+    return _is_functorch_wrapped(tensor) or tensor._is_zerotensor()
 
 
 def transformed() -> bool:

@@ -14,10 +14,11 @@ from torch import nn
 from limelight.contract import require_choice
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Observation, check_observations
+from limelight.view.observations import Answers, simple_gather
 from limelight.view.shared import Shared
 from limelight.watching.by_hand import ByHand
 from limelight.watching.catch import Watcher, caught_by, tell_uncaught
-from limelight.watching.places import Place, chosen
+from limelight.watching.places import Place, chosen, named
 from limelight.watching.seen import Seen, Statistics, statistics
 from limelight.watching.unseen import scripted_attention
 
@@ -99,10 +100,7 @@ def watch(
     wanted = check_observations(observe)
     if keep == "stats" and not wanted:
         raise ArgumentError("observe: keep='stats' keeps only what observe names, and it names nothing; keep='views'?")
-    every = list(model.named_modules(remove_duplicate=False))
-    first = {id(module): path for path, module in reversed(every)}
-    names = {path: first[id(module)] for path, module in every}
-    modules = {path: module for path, module in every if names[path] == path}
+    names, modules = named(model)
     paths = chosen(model, names, layers)
     _refuse_compiled(modules, paths)
     device = None if offload is None else torch.device(offload)
@@ -126,11 +124,16 @@ def _watching(
         else:
             seen.add(path, view.taken_over(device, shared, sole=sole))
 
+    def record_answers(path: str, shape: tuple[int, ...], answers: Answers) -> None:
+        seen.add(path, Statistics(shape, answers))
+
     def miss(path: str, reason: str) -> None:
         seen.unseen.setdefault(path, reason)
 
     place = Place(modules, paths, seen.ran, partial(tell_uncaught, entered=True), tell_uncaught)
-    with place, caught_by(Watcher(place.innermost, place.around, observe, record, miss, ByHand())):
+    gather = simple_gather(observe) if stats and device is None else None
+    watcher = Watcher(place.innermost, place.around, observe, record, record_answers, miss, ByHand(), gather)
+    with place, caught_by(watcher):
         yield seen
     if seen.unseen:
         # From the caller's `with`: past this generator and contextlib.
@@ -139,10 +142,11 @@ def _watching(
 
 def _refuse_compiled(modules: Mapping[str, nn.Module], paths: set[str]) -> None:
     """WatchError where a module that is to be watched, or one around it, makes no calls."""
+    scripted = torch.jit.ScriptModule
     for path, module in modules.items():
         if path not in paths and not any(one.startswith(path + "." if path else "") for one in paths):
             continue
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, scripted):
             if scripted_attention(module):
                 raise WatchError(
                     f"model: {path or 'it'} is scripted (torch.jit), and its attention makes no calls that could be "

@@ -343,6 +343,7 @@ def test_under_a_transformation_of_torch_it_stands_aside():
 
 def test_an_instruction_set_that_is_not_there_is_no_error_of_auto(monkeypatch):
     query, key, value, *_ = _case()
+    monkeypatch.setattr(extension, "_usable", None)  # as in a process where none was ever called
     monkeypatch.setattr(extension, "refusal", lambda: "no")
     assert _short(query, key, value) is None
     attend(query, key, value)

@@ -21,7 +21,7 @@ from limelight.masks import Mask
 from limelight.masks.block import whole_block
 from limelight.masks.causal import Causal
 from limelight.masks.form import EVERYTHING
-from limelight.numerics import forward_mode, has_numbers, no_graph, transformed
+from limelight.numerics import forward_mode, no_graph, transformed, wraps_another
 from limelight.scores import Score
 from limelight.scores.dot import Dot
 
@@ -29,6 +29,7 @@ BACKENDS = frozenset({"auto", "native"})
 """What a call may say of its backend to go this way."""
 
 _DOT = Dot()
+_NO_VALUE = {dtype: torch.empty(0, dtype=dtype) for dtype in kernels.TYPES}
 _STRIDED = torch.strided
 
 
@@ -59,6 +60,12 @@ class Plain(NamedTuple):
         lead = tuple(self.query.shape[:1])
         return Call(self.query, self.key, self.value, self.score, self.mask, None, 0.0, 0, lead, wants_lse)
 
+    def looked_at(self) -> Call:
+        """The same as a view keeps it: without the value, which takes no part in the weights."""
+        query = self.query
+        lead = (query.shape[0],)
+        return Call(query, self.key, _NO_VALUE[query.dtype], self.score, self.mask, None, 0.0, 0, lead, wants_lse=True)
+
     def numbers(self) -> tuple[float, tuple[int, ...], int]:
         """Scale, mask and threads as csrc/bindings.cpp reads them."""
         return self.scale, self.allowed, torch.get_num_threads()
@@ -75,8 +82,8 @@ def plain(query: Any, key: Any, value: Any, score: Score | None, mask: Mask | No
     score = _DOT if score is None else score
     if type(score) is not Dot or score.cap is not None or forward_mode((query, key, value)):
         return None
-    module = extension.native()
-    if module is None or extension.refusal() is not None:
+    module = extension.usable()
+    if module is None:
         return None
     alive: list[Tensor] = []
     allowed = () if mask is None else _allowed(query, key, mask, alive)
@@ -97,7 +104,10 @@ def attend(call: Plain) -> Tensor | None:
 
 
 def look(plain_call: Plain, call: Call) -> Result | None:
-    """Output, lse and what `call.gather` asks for, as `attend` does it; None for the long road."""
+    """Output, lse and what `call.gather` asks for, as `attend` does it; None for the long road.
+
+    call: `plain_call.looked_at()`, with what it is to gather.
+    """
     seen, alive, observed = kernels.NOTHING_SEEN, [], ()
     if call.gather is not NOTHING:
         seen = kernels.room_for(call)
@@ -108,7 +118,7 @@ def look(plain_call: Plain, call: Call) -> Result | None:
             return None
         output, lse = found
     else:
-        output = kernels.room(call.query, call.value.shape[3])
+        output = kernels.room(plain_call.query, plain_call.value.shape[3])
         lse = call.query.new_empty(call.query.shape[:3], dtype=torch.float32)
         numbers = plain_call.numbers()
         if not plain_call.module.plain_dot(*plain_call[:3], output, *numbers, lse.data_ptr(), 0, 0, observed):
@@ -207,4 +217,4 @@ def _is_plain(tensor: Any) -> bool:
     """Whether it is a tensor of four axes and nothing more."""
     if type(tensor) is not Tensor or tensor.ndim != 4 or tensor.layout is not _STRIDED:
         return False
-    return has_numbers(tensor) and not (tensor.is_nested or tensor.is_neg())
+    return not (tensor.is_nested or tensor.is_neg() or wraps_another(tensor))

@@ -51,6 +51,18 @@ def refusal() -> str | None:
     return None
 
 
+_usable: ModuleType | None = None
+
+
+def usable() -> ModuleType | None:
+    """The extension, if its kernels can be called; else None. `refusal` says why not; this asks it until they can."""
+    global _usable
+    module = native()
+    if module is not _usable:
+        _usable = module if refusal() is None else None
+    return _usable
+
+
 def takes(tensor: torch.Tensor) -> bool:
     """Whether a native kernel can be handed the numbers of this tensor: fp32, on the CPU."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and refusal() is None

@@ -39,6 +39,10 @@ class Gather(NamedTuple):
     cells: Sequence[int] = ()
     reduce: str = "mean"
 
+    def within(self, keys: int) -> Gather:
+        """The same of a call with so many keys, which has no more links."""
+        return self if self.top <= keys else self._replace(top=keys)
+
 
 NOTHING = Gather()
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,13 @@ def meaning(
         bias = narrowed(attn_mask)
     if is_causal:
         mask = causal("start") if mask is None else mask & causal("start")
-    return Meaning(query, key, value, dot(scale), mask, bias, dropout_p)
+    return Meaning(query, key, value, score_of(scale), mask, bias, dropout_p)
+
+
+@lru_cache(maxsize=16, typed=True)
+def score_of(scale: float | None) -> Score:
+    """The score of a call; models ask for the same one again and again."""
+    return dot(scale)
 
 
 def ignored(

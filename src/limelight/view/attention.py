@@ -30,7 +30,7 @@ from limelight.view.array import VirtualArray
 from limelight.view.kept import Kept, bytes_of
 from limelight.view.links import pharaoh
 from limelight.view.mean import MeanView
-from limelight.view.observations import Links, Observation, as_integers, places_in
+from limelight.view.observations import Answers, Links, Observation, as_integers, places_in
 from limelight.view.picture import html
 from limelight.view.shared import Shared
 from limelight.view.sizes import DENSE_LIMIT, dense_bytes, guard, in_units
@@ -360,6 +360,11 @@ class AttentionView(VirtualArray):
         What the backend did not see on the way is computed.
         """
         self._kept.gather(observe, seen)
+
+    @property
+    def answers(self) -> Answers:
+        """What was observed, which the methods of these names give at once."""
+        return self._kept.answers
 
     def sound_call(self) -> Call:
         """The call of this view, without value. Errors: StaleViewError."""

@@ -18,11 +18,12 @@ from limelight.normalizers import Normalizer
 from limelight.numerics import transformed
 from limelight.view import operator
 from limelight.view.observations import (
-    Answer,
+    Answers,
     Links,
     Observation,
     RowWeights,
     Weighted,
+    answers_of,
     gather_of,
     map_of,
     tensors_of,
@@ -30,11 +31,9 @@ from limelight.view.observations import (
 )
 from limelight.view.parts import Versions, mask_tensors
 
-Answers = dict[str, Answer]
-
 
 class Kept:
-    """The call of a view without its value, the threshold of each row [N, H, T], and what was observed.
+    """The call of a view without its value (one of one axis), the threshold of each row [N, H, T], what was observed.
 
     weights: the whole matrix [N, H, T, S] where it was one small block, else None.
     """
@@ -44,8 +43,8 @@ class Kept:
     def __init__(
         self, call: Call, threshold: Tensor, weights: Tensor | None = None, answers: Answers | None = None
     ) -> None:
-        # The value takes no part in the weights; the view must not keep it alive.
-        self._call = call.changed(value=call.value.new_empty(0))
+        # The value takes no part in the weights; the view must not keep it alive. A call without one is the view's own.
+        self._call = call if call.value.ndim == 1 else call.changed(value=call.value.new_empty(0))
         self._exact = False
         self._versions = Versions(self._call, threshold)
         self.threshold, self.weights = threshold, weights
@@ -196,15 +195,9 @@ class Kept:
 
     def _take(self, seen: Gathered, gather: Gather) -> None:
         """Keep what was seen on the way."""
-        if seen.received is not None and gather.row_weight is None:
-            self.answers["received"] = self.open(seen.received)
-        if seen.entropy is not None:
-            self.answers["entropy"] = self.open(seen.entropy)
-        if seen.distance is not None:
-            self.answers["distance"] = self.open(seen.distance)
-        if seen.top is not None:
-            indices, weights = seen.top
-            self.answers["top"] = Links(self.open(indices), self.open(weights))
+        for name, one in answers_of(seen).items():
+            if name != "received" or gather.row_weight is None:
+                self.answers[name] = through(one, self.open)
         if seen.rows is not None:
             self.answers["rows"] = RowWeights(tuple(gather.rows), self.open(seen.rows))
         if seen.pooled is not None:
@@ -233,9 +226,9 @@ class Kept:
         """Tensors of its own, without a graph; mask, bias and sink are shared unless the device is another one.
 
         Without the weights of a small matrix: what a copy has of its own grows with T + S. `sole`: nobody else has this
-        one, so the answers, which the pass made for it, are taken over as they are. The threshold is not: the backward
-        pass may need it. `share` copies a mask, a bias or a sink made in inference mode: of these nothing tells that
-        they were changed.
+        one, so the answers, which the pass made for it, are taken over as they are, and so is the threshold, unless a
+        backward pass may need it. `share` copies a mask, a bias or a sink made in inference mode: of these nothing
+        tells that they were changed.
         """
 
         def own(tensor: Tensor) -> Tensor:
@@ -251,19 +244,20 @@ class Kept:
             return share(there) if there.is_inference() and there.data_ptr() == tensor.data_ptr() else there
 
         call = self.sound
-        query, key, value, *others = call.tensors()[:OWN_TENSORS]
-        assert query is not None
-        assert key is not None
-        assert value is not None
+        others = (call.bias, call.sink, call.distances)
         mask = call.mask
         if mask is not None and (device is not None or any(one.is_inference() for _, one in mask_tensors("", mask))):
             mask = mask.mapped(shared)  # a mask that stays the same keeps what it has worked out
-        others = [None if one is None else shared(one) for one in others]
-        call = call.with_tensors(own(query), own(key), own(value), *others).changed(mask=mask, rest=None)
+        bias, sink, distances = (None if one is None else shared(one) for one in others)
+        call = call.changed(
+            query=own(call.query), key=own(call.key), bias=bias, sink=sink, distances=distances, mask=mask, rest=None
+        )
         if call.score.parameters:
             call = call.with_parameters(tuple(own(one) for one in call.score.parameters))
         answers = {name: through(have, moved if sole else own) for name, have in self.answers.items()}
-        return Kept(call, own(self.threshold), answers=answers)
+        threshold = self.threshold
+        threshold = moved(threshold) if sole and not threshold.requires_grad else own(threshold)
+        return Kept(call, threshold, answers=answers)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

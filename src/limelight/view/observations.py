@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limelight.arrays import as_tensor
-from limelight.backends.protocol import NOTHING, Call, Gather
+from limelight.backends.protocol import NOTHING, Call, Gather, Gathered
 from limelight.contract import require_broadcast, require_choice, require_count
 from limelight.errors import ArgumentError
 from limelight.numerics import all_finite
@@ -60,6 +60,9 @@ class Weighted(NamedTuple):
 
 
 Answer = Tensor | Links | RowWeights | Weighted
+Answers = dict[str, Answer]
+"""What was observed, by name: "received", "entropy", "distance", "top", "rows", maps as `map_of` names them, and what
+keys received by weights, of any name."""
 
 
 def tensors_of(answer: Answer) -> tuple[Tensor, ...]:
@@ -76,6 +79,20 @@ def through(answer: Answer, function: Callable[[Tensor], Tensor]) -> Answer:
     if isinstance(answer, RowWeights):
         return replace(answer, weights=function(answer.weights))
     return type(answer)(*map(function, answer))
+
+
+def answers_of(seen: Gathered) -> Answers:
+    """What a pass saw, by name; rows and maps, whose names say more than the pass knows, are left out."""
+    found: Answers = {}
+    if seen.received is not None:
+        found["received"] = seen.received
+    if seen.entropy is not None:
+        found["entropy"] = seen.entropy
+    if seen.distance is not None:
+        found["distance"] = seen.distance
+    if seen.top is not None:
+        found["top"] = Links(*seen.top)
+    return found
 
 
 @dataclass(frozen=True)
@@ -214,6 +231,15 @@ def map_of(cells: Sequence[int], shape: Sequence[int], reduce: str) -> tuple[tup
     """How many cells a map of a matrix [..., T, S] has, and the name of that answer."""
     down, across = min(cells[0], shape[-2]), min(cells[1], shape[-1])
     return (down, across), f"map {reduce} {down} {across}"
+
+
+def simple_gather(observe: Sequence[Observation]) -> Gather | None:
+    """The observations as a backend takes them, with all links wanted; None where there are rows, maps or weights."""
+    if not all(one.name in (*_NAMES, "top") and one.weights is None for one in observe):
+        return None
+    names = {one.name for one in observe}
+    most = max((one.k for one in observe), default=0)
+    return Gather("received" in names, "entropy" in names, most, "distance" in names)
 
 
 def gather_of(observe: Sequence[Observation], call: Call) -> Gather:

@@ -91,7 +91,7 @@ class Versions:
 
     def __init__(self, call: Call, threshold: Tensor) -> None:
         # What is made in inference mode has no version to compare, and a compiler has none to tell.
-        there = () if tracing() else _tensors_of(call, threshold)
+        there = [] if tracing() else _tensors_of(call, threshold)
         self._noted = [(name, one, one._version) for name, one in there if not one.is_inference()]
 
     def check(self) -> None:
@@ -104,19 +104,19 @@ class Versions:
                 )
 
 
-def _tensors_of(call: Call, threshold: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _tensors_of(call: Call, threshold: Tensor) -> list[tuple[str, Tensor]]:
     """The tensors that decide the weights, with their names."""
-    yield "query", call.query
-    yield "key", call.key
-    yield "lse" if call.normalizer.is_softmax else "threshold", threshold
+    found = [("query", call.query), ("key", call.key)]
+    found.append(("lse" if call.normalizer.is_softmax else "threshold", threshold))
     for name in _BESIDES:
         one = getattr(call, name)
         if isinstance(one, Tensor):
-            yield name, one
+            found.append((name, one))
     for place, one in enumerate(call.score.parameters):
-        yield f"score, tensor {place}", one
+        found.append((f"score, tensor {place}", one))
     if call.mask is not None:
-        yield from mask_tensors("mask", call.mask)
+        found.extend(mask_tensors("mask", call.mask))
+    return found
 
 
 def mask_tensors(name: str, mask: Mask) -> Iterator[tuple[str, Tensor]]:

@@ -13,15 +13,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 
-from limelight.attend import attend, look
+from limelight.attend import attend, look, view_of
+from limelight.backends import direct
+from limelight.backends.protocol import Gather
 from limelight.errors import ArgumentError, BackendError
-from limelight.interop.torch_attention import Meaning, meaning
+from limelight.interop.torch_attention import Meaning, meaning, score_of
 from limelight.listening import Listener, listening_to, set_listener
+from limelight.masks import causal
 from limelight.numerics import has_numbers
 from limelight.scores import dot
 from limelight.view import AttentionView, Observation
+from limelight.view.observations import Answers, answers_of, gather_of
 from limelight.watching import by_hand, unseen
 from limelight.watching.fused import FUSED, named
 from limelight.watching.places import Running
@@ -30,6 +35,10 @@ _SDPA = F.scaled_dot_product_attention
 _MULTI_HEAD = F.multi_head_attention_forward
 _FLEX = torch.ops.higher_order.flex_attention
 _PRODUCTS = frozenset({torch.bmm, torch.baddbmm})
+_FROM_THE_START = causal("start")
+_any_autocast = torch._C._is_any_autocast_enabled  # pyright: ignore
+_flash_allowed = torch._C._get_flash_sdp_enabled  # pyright: ignore
+_saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
 _CAUGHT = frozenset({_SDPA, _MULTI_HEAD, _FLEX, *FUSED}) | by_hand.PRODUCTS | by_hand.SOFTMAXES
 
 
@@ -53,6 +62,7 @@ _MULTI_HEAD_BODY = _unguarded(_MULTI_HEAD)
 _MULTI_HEAD_ARGUMENTS = inspect.signature(_MULTI_HEAD)
 
 
+_OPERATORS = unseen.OPERATORS
 _COUNTED = (unseen.FLEX, unseen.COMPILED)
 """Why the calls that are counted, `Catcher.flexed` and `Catcher.compiled`, cannot be seen."""
 
@@ -64,14 +74,19 @@ Wanting = list[tuple["Watcher", Running]]
 class Watcher:
     """One `watch` block: which running module it wants to see now, and which lie around it, from the innermost on; what
     it observes, and where it puts what it sees: the path, the view, and whether nobody else has that view.
+
+    gather: where answers are all it keeps, and a pass can give them all, what it asks of one; else None. Then
+    `record_answers` takes the path, the shape of the matrix and the answers.
     """
 
     running: Callable[[], Running | None]
     around: Callable[[], list[Running]]
     observe: tuple[Observation, ...]
     record: Callable[[str, AttentionView, bool], None]
+    record_answers: Callable[[str, tuple[int, ...], Answers], None]
     miss: Callable[[str, str], None]
     by_hand: by_hand.ByHand
+    gather: Gather | None = None
 
 
 class Catcher(TorchFunctionMode, Listener):
@@ -93,13 +108,13 @@ class Catcher(TorchFunctionMode, Listener):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Not the other way round: a compiler that traces this would have its code depend on the numbers.
-        if not torch.compiler.is_dynamo_compiling():
+        if not is_dynamo_compiling():
             self.calls += 1
             if self._told != (self.flexed, self.compiled):
                 # The module that called what was compiled still runs, or the one around it does.
                 self.tell_uncaught()
         if func not in _CAUGHT or self.busy:
-            if isinstance(func, unseen.OPERATORS) and not self.busy:
+            if isinstance(func, _OPERATORS) and not self.busy:
                 self._operator(func)
             return func(*args, **kwargs)
         if func is _FLEX:
@@ -109,12 +124,12 @@ class Catcher(TorchFunctionMode, Listener):
             return self._product(func, args, kwargs)
         if func in by_hand.SOFTMAXES:
             shares = func(*args, **kwargs)
-            if torch.compiler.is_dynamo_compiling():
+            if is_dynamo_compiling():
                 self.compiled += by_hand.may_attend(shares)
             else:
                 self._by_hand(True, args, kwargs, shares)
             return shares
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             # What is done here would be compiled, or refused, with the model's own code.
             self.compiled += 1
             return func(*args, **kwargs)
@@ -161,21 +176,19 @@ class Catcher(TorchFunctionMode, Listener):
 
     def _torch_attention(self, wanting: Wanting, args: Any, kwargs: Any) -> Tensor:
         """`F.scaled_dot_product_attention`: by our native kernel where it can, else by torch and seen beside."""
-        observe = _union(wanting)
         query = args[0] if args else kwargs["query"]
-        plain = all(_plain(one) for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
         with self._silence():
-            if plain and not _wants_torch(query.device):
-                # Nothing of what follows need pass through the mode, where each call costs as much as a small product.
-                with torch._C.DisableTorchFunction():
-                    wanted = meaning(*args, **kwargs)
-                    found = None if wanted.dropout else _natively(wanted, observe)
-                    if found is not None:
-                        output, view = found
-                        _record(wanting, view, sole=True)
-                        if query.ndim != 4 or output.shape[-1] != query.shape[-1]:
-                            output = output.contiguous()  # as it is where torch has no kernel of its own
-                        return output if query.ndim > 2 else output.squeeze(0)
+            # Nothing of what follows need pass through the mode, where each call costs as much as a small product.
+            with torch._C.DisableTorchFunction():
+                wants_torch = _wants_torch(query)
+                output = None if wants_torch else _shortly(wanting, *args, **kwargs)
+                plain = output is not None or all(map(_plain, _tensors_among(args, kwargs)))
+                if plain and output is None and not wants_torch:
+                    output = _natively(wanting, meaning(*args, **kwargs))
+                if output is not None:
+                    if query.ndim != 4 or output.shape[-1] != query.shape[-1]:
+                        output = output.contiguous()  # as it is where torch has no kernel of its own
+                    return output if query.ndim > 2 else output.squeeze(0)
             output = _SDPA(*args, **kwargs)
             if not plain:
                 _miss(wanting, unseen.NO_NUMBERS)
@@ -183,7 +196,7 @@ class Catcher(TorchFunctionMode, Listener):
             wanted = meaning(*args, **kwargs)
             # Under autocast torch narrows query and key itself.
             near = (wanted.query.to(output.dtype), wanted.key.to(output.dtype))
-            _record(wanting, _view_beside(*near, wanted.options(), observe), sole=True)
+            _record(wanting, _view_beside(*near, wanted.options(), _union(wanting)), sole=True)
         return output
 
     def _multi_head(self, args: Any, kwargs: Any) -> Any:
@@ -224,7 +237,7 @@ class Catcher(TorchFunctionMode, Listener):
         """A fused kernel called by its own name: torch computes, and the view is made beside."""
         outputs = func(*args, **kwargs)
         given = named(func, args, kwargs)
-        if not all(_plain(one) for one in given.values() if isinstance(one, Tensor)):
+        if not all(map(_plain, _tensors_among((), given))):
             _miss(wanting, unseen.NO_NUMBERS)
             return outputs
         with self._silence():
@@ -237,7 +250,7 @@ class Catcher(TorchFunctionMode, Listener):
         if self._heads is not None and func in _PRODUCTS:
             return self._scores(func, args, kwargs)
         product = func(*args, **kwargs)
-        if not torch.compiler.is_dynamo_compiling():
+        if not is_dynamo_compiling():
             self._by_hand(False, args, kwargs, product)
         return product
 
@@ -361,30 +374,75 @@ def tell_uncaught(*, entered: bool = False) -> None:
         _THREAD.catcher.tell_uncaught(entered=entered)
 
 
+def _tensors_among(args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among the arguments of a call."""
+    return [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+
+
 def _plain(tensor: Tensor) -> bool:
     """Whether it is a strided tensor that holds numbers."""
     plain = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
     return plain and has_numbers(tensor)
 
 
-def _wants_torch(device: torch.device) -> bool:
+def _wants_torch(query: Tensor) -> bool:
     """Whether what is around a call asks for torch's own attention: autocast, `sdpa_kernel`, a gradient checkpoint."""
-    return torch.is_autocast_enabled(device.type) or not torch.backends.cuda.flash_sdp_enabled() or _run_again()
+    narrow = _any_autocast() and torch.is_autocast_enabled(query.device.type)
+    return narrow or not _flash_allowed() or _run_again()
 
 
 def _run_again() -> bool:
     """Whether a gradient checkpoint will run this again, perhaps unwatched, and wants to find as many tensors saved."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
-    return torch.is_grad_enabled() and hooks is not None
+    return torch.is_grad_enabled() and _saving_hooks(True) is not None
 
 
-def _natively(call: Meaning, observe: Sequence[Observation]) -> tuple[Tensor, AttentionView] | None:
-    """Output and view from our native kernel, or None where it cannot run the call."""
+def _shortly(
+    wanting: Wanting,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """The output of what needs no word of explanation, which is recorded; None of what has to go a longer road.
+
+    Most calls are of this kind. Between two products of a model nothing is in a core's caches: each line of Python that
+    is spared here takes microseconds.
+    """
+    if attn_mask is not None or dropout_p:
+        return None
+    plain = direct.plain(query, key, value, score_of(scale), _FROM_THE_START if is_causal else None)
+    if plain is None or not (enable_gqa or query.shape[1] == key.shape[1]):
+        return None
+    call = plain.looked_at()
+    watcher, running = wanting[0]
+    gather = watcher.gather if len(wanting) == 1 else None
+    call.gather = gather_of(_union(wanting), call) if gather is None else gather.within(key.shape[2])
+    result = direct.look(plain, call)
+    if result is None:
+        return None
+    if gather is not None and result.gathered is not None:
+        running.attended = True
+        watcher.record_answers(running.path, (*query.shape[:3], key.shape[2]), answers_of(result.gathered))
+    else:
+        _record(wanting, view_of(call, result, _union(wanting)), sole=True)
+    return result.output
+
+
+def _natively(wanting: Wanting, call: Meaning) -> Tensor | None:
+    """The output of our native kernel, which is recorded; None where it cannot run the call."""
+    if call.dropout:
+        return None
     try:
-        return look(*call[:3], **call.options(), backend="native", observe=observe)
+        output, view = look(*call[:3], **call.options(), backend="native", observe=_union(wanting))
     except (ArgumentError, BackendError):
         # Of what is wrong, torch may know what it means, or has the better words for it.
         return None
+    _record(wanting, view, sole=True)
+    return output
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -23,6 +23,31 @@ _CALL = nn.Module._call_impl.__code__
 
 # Torch's layers that hold no other and attend to nothing: what such a one calls, the module around it does.
 _PLAIN = frozenset({nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.Identity, nn.Softmax})
+
+
+def named(model: nn.Module) -> tuple[dict[str, str], dict[str, nn.Module]]:
+    """Each path in the model -> the first path of its module, in the order of `named_modules`; that path -> the module.
+
+    In two thirds of the time of `named_modules`, which hands each module through all those around it.
+    """
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    modules: dict[str, nn.Module] = {}
+
+    def visit(path: str, module: nn.Module) -> None:
+        name = first.get(id(module))
+        if name is None:
+            first[id(module)] = name = path
+            modules[path] = module
+        names[path] = name
+        if module._modules:
+            before = f"{path}." if path else ""
+            for own, one in module._modules.items():
+                if one is not None:
+                    visit(before + own, one)
+
+    visit("", model)
+    return names, modules
 
 
 def chosen(model: nn.Module, names: Mapping[str, str], layers: str | Sequence[str] | None) -> set[str]:
@@ -115,22 +140,20 @@ class Place:
         def begins(path: str, module: nn.Module, inputs: object) -> None:
             if threading.get_ident() == thread:
                 self._entered()
-                if outermost(path):
+                if path in outermost:
                     self._ran.add(path)
 
         def ends(module: nn.Module, inputs: object, output: object) -> None:
             if threading.get_ident() == thread:
                 self._left()
 
-        def outermost(path: str) -> bool:
-            return not path or path.rpartition(".")[0] not in self._wanted
-
-        all_of_them = _compiled_before()
-        for path in self._wanted:
+        wanted = self._wanted
+        outermost = {path for path in wanted if not path or path.rpartition(".")[0] not in wanted}
+        hooked = {path for path in wanted if type(self._modules[path]) not in _PLAIN} if _compiled_before() else set()
+        for path in outermost | hooked:
             module = self._modules[path]
-            wanted = outermost(path) or (all_of_them and type(module) not in _PLAIN)
             # A scripted module takes no hooks; `watch` refuses those that attend.
-            if wanted and not isinstance(module, torch.jit.ScriptModule):
+            if not isinstance(module, torch.jit.ScriptModule):
                 self._hooks.append(module.register_forward_pre_hook(_Hook(partial(begins, path))))
                 self._hooks.append(module.register_forward_hook(_Hook(ends), always_call=True))
         return self
@@ -142,26 +165,34 @@ class Place:
 
     def innermost(self) -> Running | None:
         """The innermost running module, if it was chosen."""
-        return next(self._running(), None)
+        return self._found_from(sys._getframe(1))[0]
 
     def around(self) -> list[Running]:
         """The innermost running module and those that it runs in, as far as they were chosen."""
-        return list(self._running())
-
-    def _running(self) -> Iterator[Running]:
-        """From the innermost on, as far as they were chosen."""
+        found: list[Running] = []
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
+            running, frame = self._found_from(frame)
+            if running is None:
+                break
+            found.append(running)
+        return found
+
+    def _found_from(self, frame: FrameType | None) -> tuple[Running | None, FrameType | None]:
+        """The innermost module that runs at this frame or around it, if it was chosen, and the frame beyond."""
+        while frame is not None:
             if frame.f_code is _CALL:
-                path = self._paths.get(id(frame.f_locals["self"]))
+                module = frame.f_locals["self"]
+                path = self._paths.get(id(module))
                 if path is not None:
                     if path not in self._wanted:
-                        return
+                        return None, None
                     found = self._found.get(path)
                     if found is None:
-                        found = self._found[path] = Running(frame.f_locals["self"], path)
-                    yield found
+                        found = self._found[path] = Running(module, path)
+                    return found, frame.f_back
             frame = frame.f_back
+        return None, None
 
 
 def _compiled_before() -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,17 @@ from torch import Tensor
 from limelight.errors import ArgumentError, WatchError
 from limelight.view import AttentionView, Links, Observation
 from limelight.view.kept import bytes_of
-from limelight.view.observations import RowWeights, Weighted, all_places, as_integers, map_of, places_in
+from limelight.view.observations import (
+    Answers,
+    RowWeights,
+    Weighted,
+    all_places,
+    as_integers,
+    map_of,
+    places_in,
+    tensors_of,
+    through,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,47 +34,44 @@ class Statistics:
     """
 
     shape: tuple[int, ...]
-    _received: Tensor | None = None
-    _entropy: Tensor | None = None
-    _top: Links | None = None
-    _distance: Tensor | None = None
-    _rows: RowWeights | None = None
-    _maps: Mapping[str, Tensor] = field(default_factory=dict)
-    _weighted: Sequence[Weighted] = ()
+    _answers: Answers
 
     def received(self, weights: Any = None) -> Tensor:
         """Σ_i c_i w_ij, [..., H, S], c being 1 or the weights. ArgumentError if that was not in `observe`."""
         if weights is None:
-            return self._received if self._received is not None else self._missing('"received"')
-        found = next((one.received for one in self._weighted if one.is_of(weights)), None)
+            return self._named("received")
+        weighted = (one for one in self._answers.values() if isinstance(one, Weighted))
+        found = next((one.received for one in weighted if one.is_of(weights)), None)
         return found if found is not None else self._missing("received(weights), of these weights,")
 
     def entropy(self) -> Tensor:
         """The entropy of each query in nats, [..., H, T]. ArgumentError if "entropy" was not in `observe`."""
-        return self._entropy if self._entropy is not None else self._missing('"entropy"')
+        return self._named("entropy")
 
     def distance(self) -> Tensor:
         """How far each query looks, [..., H, T]. ArgumentError if "distance" was not in `observe`."""
-        return self._distance if self._distance is not None else self._missing('"distance"')
+        return self._named("distance")
 
     def top(self, k: int) -> Links:
         """The min(k, S) strongest links of each query. ArgumentError if no `top` of at least k was in `observe`."""
-        if self._top is None or self._top.indices.shape[-1] < min(k, self.shape[-1]):
+        have = self._answers.get("top")
+        if not isinstance(have, Links) or have.indices.shape[-1] < min(k, self.shape[-1]):
             self._missing(f"top({k})")
-        return Links(self._top.indices[..., :k], self._top.weights[..., :k])
+        return Links(have.indices[..., :k], have.weights[..., :k])
 
     def rows(self, places: Iterable[int]) -> Tensor:
         """All weights of some queries, [..., H, len(places), S]. ArgumentError if they were not in `observe`."""
         wanted = places_in(as_integers("rows(places)", places), self.shape[-2])
-        found = None if self._rows is None else self._rows.find(wanted)
-        if self._rows is None or found is None:
+        have = self._answers.get("rows")
+        found = have.find(wanted) if isinstance(have, RowWeights) else None
+        if not isinstance(have, RowWeights) or found is None:
             self._missing(f"rows({list(wanted)})")
-        return self._rows.weights[..., found, :]
+        return have.weights[..., found, :]
 
     def map(self, rows: int, columns: int, *, reduce: str = "mean") -> Tensor:
         """The matrix pooled, [..., H, rows, columns]. ArgumentError if such a `pooled` was not in `observe`."""
-        have = self._maps.get(map_of((rows, columns), self.shape, reduce)[1])
-        return have if have is not None else self._missing(f"pooled({rows}, {columns}, {reduce!r})")
+        name = map_of((rows, columns), self.shape, reduce)[1]
+        return self._named(name, f"pooled({rows}, {columns}, {reduce!r})")
 
     @property
     def kept_bytes(self) -> int:
@@ -73,12 +80,15 @@ class Statistics:
 
     def kept_tensors(self) -> Iterator[Tensor]:
         """These tensors."""
-        tensors = [self._received, self._entropy, self._distance, *(self._top or ()), *self._maps.values()]
-        tensors += [one for pair in self._weighted for one in pair]
-        tensors.append(None if self._rows is None else self._rows.weights)
-        return (one for one in tensors if one is not None)
+        for one in self._answers.values():
+            yield from tensors_of(one)
 
-    def _missing(self, name: str):
+    def _named(self, name: str, asked: str | None = None) -> Tensor:
+        """The answer of that name; `asked`: what it is asked for by."""
+        have = self._answers.get(name)
+        return have if isinstance(have, Tensor) else self._missing(f'"{name}"' if asked is None else asked)
+
+    def _missing(self, name: str) -> NoReturn:
         raise ArgumentError(
             f"observe: {name} was not asked for, and with keep='stats' nothing else is kept. "
             f"Use watch(..., observe=({name},)), or keep='views'."
@@ -95,21 +105,28 @@ def statistics(
         tensor = tensor if sole else tensor.clone()
         return tensor if device is None else tensor.to(device)
 
-    names = {one.name for one in observe if one.weights is None}
-    by_weights = [one.weights for one in observe if one.weights is not None]
-    most = max((one.k for one in observe), default=0)
-    places = all_places(observe, view.shape[-2])
-    maps = [(one.cells, one.reduce) for one in observe if one.name == "pooled"]
-    return Statistics(
-        view.shape,
-        there(view.received()) if "received" in names else None,
-        there(view.entropy()) if "entropy" in names else None,
-        Links(*map(there, view.top(most))) if most else None,
-        there(view.distance()) if "distance" in names else None,
-        RowWeights(places, there(view.rows(places))) if places else None,
-        {map_of(cells, view.shape, how)[1]: there(view.map(*cells, reduce=how)) for cells, how in maps},
-        [Weighted(one if device is None else one.to(device), there(view.received(one))) for one in by_weights],
-    )
+    answers = view.answers if sole else _asked(view, observe)
+    if not sole or device is not None:
+        answers = {name: through(one, there) for name, one in answers.items()}
+    return Statistics(view.shape, answers)
+
+
+def _asked(view: AttentionView, observe: Sequence[Observation]) -> Answers:
+    """Of the answers of a view, what is asked for; others asked it more."""
+    found: Answers = {}
+    for one in observe:
+        if one.weights is not None:
+            found[f"weighted {len(found)}"] = Weighted(one.weights, view.received(one.weights))
+        elif one.name == "pooled":
+            found[map_of(one.cells, view.shape, one.reduce)[1]] = view.map(*one.cells, reduce=one.reduce)
+        elif one.name in ("received", "entropy", "distance"):
+            found[one.name] = getattr(view, one.name)()
+    most, places = max((one.k for one in observe), default=0), all_places(observe, view.shape[-2])
+    if most:
+        found["top"] = view.top(most)
+    if places:
+        found["rows"] = RowWeights(places, view.rows(places))
+    return found
 
 
 One = TypeVar("One", AttentionView, Statistics)
