@@ -3,11 +3,13 @@
     python -m benchmarks.run --only watch
     python -m benchmarks.watch MODEL LENGTH SIDE    # one side alone, in this process: its peak of memory
 
-The outputs of all sides are held against one another before anything is timed. Sides take turns; a side's ratio to
-plain sdpa is the median over the rounds of the ratio within one. Peaks are those of a process that runs one side once.
+The outputs of all sides are held against one another before anything is timed. Sides take turns, in an order drawn for
+each round; a side's ratio to plain sdpa is the median over the rounds of the ratio within one. Peaks are those of a
+process that runs one side once.
 """
 
 import importlib.util
+import random
 import statistics
 import subprocess
 import sys
@@ -55,14 +57,14 @@ def rows(rounds: int, longest: int = CASES[-1][1]) -> Iterator[dict[str, Any]]:
 
 
 def _seconds(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round; `_check` has warmed them up. The sides take turns, and each round begins one
-    later: what comes after eager finds its memory gone.
+    """Seconds of each side in each round; `_check` has warmed them up. The order of a round is drawn: what comes after
+    eager finds its memory gone.
     """
     found: dict[str, list[float]] = {side: [] for side in calls}
-    names = list(calls)
-    for turn in range(rounds):
-        first = turn % len(names)
-        for side in names[first:] + names[:first]:
+    names, draw = list(calls), random.Random(1)
+    for _ in range(rounds):
+        draw.shuffle(names)
+        for side in names:
             start = time.perf_counter()
             calls[side]()
             found[side].append(time.perf_counter() - start)
