@@ -234,7 +234,7 @@ class Kept:
         def own(tensor: Tensor) -> Tensor:
             tensor = tensor.detach()
             to = tensor.device if device is None else device
-            return tensor.to(to) if tensor.device != to else tensor.clone(memory_format=torch.contiguous_format)
+            return tensor.to(to) if tensor.device != to else tensor.clone()
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.detach() if device is None else tensor.detach().to(device)
