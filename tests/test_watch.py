@@ -97,6 +97,68 @@ def test_statistics_keep_only_what_was_asked_for():
         watch(model, keep="stats")
 
 
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"is_causal": True}, {"enable_gqa": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_statistics_are_the_answers_of_views(dtype, options):
+    class Model(nn.Module):
+        def forward(self, *inputs):
+            return F.scaled_dot_product_attention(*inputs, **options)
+
+    torch.manual_seed(5)
+    groups = 2 if options.get("enable_gqa") else 4
+    inputs = [torch.randn(3, *size, dtype=dtype) for size in ((4, 9, 8), (groups, 14, 8), (groups, 14, 8))]
+    observe = "received", "entropy", "distance", top(3), top(20)
+    with watch(Model(), observe=observe, keep="stats") as seen, torch.inference_mode():
+        Model()(*inputs)
+    assert not len(seen)  # another model
+    model = Model()
+    with watch(model, observe=observe, keep="stats") as alone:
+        first = model(*inputs)
+    with watch(model, observe=observe) as views, watch(model, observe=observe, keep="stats") as beside:
+        second = model(*inputs)
+    assert torch.equal(first, second)
+    for one in (alone[""][0], beside[""][0]):
+        view = views[""][0]
+        assert one.shape == view.shape == (3, 4, 9, 14)
+        for name in ("received", "entropy", "distance"):
+            assert torch.equal(getattr(one, name)(), getattr(view, name)())
+        assert all(map(torch.equal, one.top(14), view.top(14)))
+        assert one.top(20).indices.shape == (3, 4, 9, 14)
+
+
+def test_heads_that_share_keys_unasked_are_torchs_error():
+    class Model(nn.Module):
+        def forward(self, *inputs):
+            return F.scaled_dot_product_attention(*inputs)
+
+    model, inputs = Model(), [torch.randn(1, heads, 5, 8) for heads in (4, 2, 2)]
+    with pytest.raises(RuntimeError) as outside:
+        model(*inputs)
+    with pytest.raises(RuntimeError) as inside, watch(model, observe="entropy", keep="stats"):
+        model(*inputs)
+    assert str(inside.value) == str(outside.value)
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("nan")])
+def test_a_scale_that_is_no_number_stops_no_model(scale):
+    model, x = Torch(scale=scale), torch.randn(1, 5, 22)
+    with pytest.warns(UserWarning, match="scale must be a finite number"), watch(model) as seen:
+        output = model(x)
+    torch.testing.assert_close(output, model(x), equal_nan=True)
+    assert not len(seen)
+
+
+def test_paths_are_those_that_torch_gives():
+    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model = nn.Sequential(shared, nn.ModuleDict({"a": shared, "b": nn.Identity()}), shared)
+    model.nothing = None
+    every = list(model.named_modules(remove_duplicate=False))
+    names, modules = places.named(model)
+    assert list(names) == [path for path, _ in every]
+    assert all(modules[names[path]] is module for path, module in every)
+    assert list(modules) == [path for path, _ in model.named_modules()]
+
+
 def assert_bits(model, x, train):
     """The model gives the same bits and gradients inside a block as outside."""
     model.train(train)

@@ -20,7 +20,7 @@ from limelight.attend import attend, look, view_of
 from limelight.backends import direct
 from limelight.backends.protocol import Gather
 from limelight.errors import ArgumentError, BackendError
-from limelight.interop.torch_attention import Meaning, meaning, score_of
+from limelight.interop.torch_attention import meaning, score_of
 from limelight.listening import Listener, listening_to, set_listener
 from limelight.masks import causal
 from limelight.numerics import has_numbers
@@ -184,7 +184,7 @@ class Catcher(TorchFunctionMode, Listener):
                 output = None if wants_torch else _shortly(wanting, *args, **kwargs)
                 plain = output is not None or all(map(_plain, _tensors_among(args, kwargs)))
                 if plain and output is None and not wants_torch:
-                    output = _natively(wanting, meaning(*args, **kwargs))
+                    output = _natively(wanting, args, kwargs)
                 if output is not None:
                     if query.ndim != 4 or output.shape[-1] != query.shape[-1]:
                         output = output.contiguous()  # as it is where torch has no kernel of its own
@@ -193,7 +193,11 @@ class Catcher(TorchFunctionMode, Listener):
             if not plain:
                 _miss(wanting, unseen.NO_NUMBERS)
                 return output
-            wanted = meaning(*args, **kwargs)
+            try:
+                wanted = meaning(*args, **kwargs)
+            except ArgumentError as error:
+                _miss(wanting, unseen.WITHOUT_MEANING.format(error))
+                return output
             # Under autocast torch narrows query and key itself.
             near = (wanted.query.to(output.dtype), wanted.key.to(output.dtype))
             _record(wanting, _view_beside(*near, wanted.options(), _union(wanting)), sole=True)
@@ -414,7 +418,11 @@ def _shortly(
     """
     if attn_mask is not None or dropout_p:
         return None
-    plain = direct.plain(query, key, value, score_of(scale), _FROM_THE_START if is_causal else None)
+    try:
+        score = score_of(scale)
+    except ArgumentError:
+        return None
+    plain = direct.plain(query, key, value, score, _FROM_THE_START if is_causal else None)
     if plain is None or not (enable_gqa or query.shape[1] == key.shape[1]):
         return None
     call = plain.looked_at()
@@ -432,14 +440,18 @@ def _shortly(
     return result.output
 
 
-def _natively(wanting: Wanting, call: Meaning) -> Tensor | None:
+def _natively(wanting: Wanting, args: Any, kwargs: Any) -> Tensor | None:
     """The output of our native kernel, which is recorded; None where it cannot run the call."""
+    # Of what is wrong, torch may know what it means, or has the better words for it.
+    try:
+        call = meaning(*args, **kwargs)
+    except (RuntimeError, ArgumentError):
+        return None
     if call.dropout:
         return None
     try:
         output, view = look(*call[:3], **call.options(), backend="native", observe=_union(wanting))
     except (ArgumentError, BackendError):
-        # Of what is wrong, torch may know what it means, or has the better words for it.
         return None
     _record(wanting, view, sole=True)
     return output

@@ -12,6 +12,7 @@ BY_HAND = (
     "weights met the values, or there is a logit more of which it is not known which one"
 )
 MISFIT = "it takes the softmax by itself, and what it makes does not fit what is observed ({})"
+WITHOUT_MEANING = "its attention is called with what has no meaning here: {}"
 NO_NUMBERS = "its attention runs on tensors without numbers of their own: nested, sparse, meta, fake, or of torch.func"
 KERNEL = "it calls torch.ops.{}, a kernel whose arguments are not understood here"
 FLEX = (
