@@ -15,9 +15,9 @@ from limelight import listening
 from limelight.arrays import Array, is_array, tensors_of
 from limelight.backends import direct
 from limelight.backends.protocol import SOFTMAX, Call, Result
-from limelight.backends.select import BACKENDS, choose
+from limelight.backends.select import BACKENDS, choose, with_mean_of_heads
 from limelight.biases import Bias
-from limelight.contract import accumulation_dtype, check_bias, check_dropout, check_inputs, check_sink
+from limelight.contract import accumulation_dtype, check_bias, check_dropout, check_inputs, check_sink, tracing
 from limelight.errors import ArgumentError
 from limelight.masks import Block, Mask
 from limelight.masks.block import fold_lead
@@ -145,6 +145,20 @@ def look(
     output: Any = result.output
     output = output if query.ndim == 4 else output.reshape(query.shape[:-1] + output.shape[-1:])
     return output, view_of(call, result, observe)
+
+
+def attend_with_mean(
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Mask | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """`attend` of [N, H, T, D], and the mean over the heads of the weights, [N, T, S], in one pass of a kernel.
+
+    None where it takes a view: where a gradient is wanted, somebody listens, or another backend is the fastest.
+
+    Errors: as `attend`.
+    """
+    if tracing() or listening.listener() is not None:
+        return None
+    return with_mean_of_heads(_checked(query, key, value, None, mask, bias, None, None, 0.0, None, wants_lse=False))
 
 
 def view_of(call: Call, result: Result, observe: Sequence[Observation]) -> AttentionView:

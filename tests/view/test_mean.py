@@ -132,3 +132,51 @@ def test_the_layer_that_returns_weights(monkeypatch):
         grads.append((weights.detach(), given.grad, layer.in_proj_weight.grad))
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True, "add_zero_attn": True}, {"batch_first": True}])
+@pytest.mark.parametrize("masked", ["", "padding", "attention", "both", "added"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_come_with_the_output(monkeypatch, options, masked, dtype):
+    torch.manual_seed(2)
+    theirs = nn.MultiheadAttention(24, 3, dtype=torch.float64, **options)
+    ours = MultiHeadAttention(24, 3, dtype=dtype, **options)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())  # the same numbers
+    query, key = torch.randn(41, 530, 24, dtype=dtype)[:, :1].transpose(0, 1), torch.randn(1, 530, 24, dtype=dtype)
+    if not options.get("batch_first"):
+        query, key = query.transpose(0, 1), key.transpose(0, 1)
+    hidden = torch.rand(41, 530) < 0.4
+    masks = {}
+    if masked in ("padding", "both"):
+        masks["key_padding_mask"] = torch.arange(530).unsqueeze(0) >= 517
+    if masked in ("attention", "both"):
+        masks["attn_mask"] = hidden
+    if masked == "added":
+        masks["attn_mask"] = torch.zeros(41, 530, dtype=dtype).masked_fill(hidden, -torch.inf)
+    wide = {name: one.double() if one.is_floating_point() else one for name, one in masks.items()}
+    expected = theirs(query.double(), key.double(), key.double(), **wide)
+    limit = 1e-5 if dtype is torch.float32 else 2e-2
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(limelight.layers.multihead, "look", None)  # no second pass
+        found = ours(query, key, key, **masks)
+    for one, want in zip(found, expected, strict=True):
+        assert one.dtype is dtype
+        torch.testing.assert_close(one.double(), want, rtol=limit, atol=limit)
+    torch.testing.assert_close(found[1], ours(query, key, key, **masks)[1], rtol=limit, atol=limit)
+
+
+def test_weights_of_one_sequence_come_with_the_output_as_well():
+    layer, x = MultiHeadAttention(24, 3), torch.randn(30, 24)
+    tracked = layer(x, x, x)
+    with torch.no_grad():
+        for one, other in zip(layer(x, x, x), tracked, strict=True):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_listener_hears_of_a_layer_that_returns_weights():
+    layer, x = MultiHeadAttention(24, 3, batch_first=True), torch.randn(1, 30, 24)
+    with limelight.watch(layer) as seen, torch.no_grad():
+        _, weights = layer(x, x, x)
+    torch.testing.assert_close(seen[""][0].mean().dense(), weights)

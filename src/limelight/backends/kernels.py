@@ -57,10 +57,10 @@ def forward(call: Call, tracked: bool) -> tuple[Result, Kept | None] | None:
     return Result(output, lse, None, seen), kept
 
 
-def mean_of_heads(call: Call) -> Tensor | None:
-    """The mean over the heads of a dot product's weights, [N, T, S]; None where the pass met NaN or inf."""
-    n, heads, queries, _ = call.query.shape
-    output = call.query.new_empty(n, heads, queries, call.value.shape[3])
+def with_mean_of_heads(call: Call) -> tuple[Tensor, Tensor] | None:
+    """Output of a dot product, and the mean over the heads of the weights, [N, T, S]; None where it met NaN or inf."""
+    n, _, queries, _ = call.query.shape
+    output = room(call.query, call.value.shape[3])
     mean = call.query.new_zeros(n, queries, call.key.shape[2], dtype=torch.float32)
     numbers, kept_alive = _common(call)
     module = extension.native()
@@ -68,7 +68,7 @@ def mean_of_heads(call: Call) -> Tensor | None:
     observed = seen_place(NOTHING_SEEN, NOTHING, kept_alive)
     done = module.dot_forward((*numbers, *_place(output), 0, 0, 0, *observed, mean.data_ptr()))
     del kept_alive
-    return mean if done else None
+    return (output, mean) if done else None
 
 
 def backward(

@@ -64,11 +64,13 @@ class Native(Backend):
         """It does."""
         return True
 
-    def mean_of_heads(self, call: Call) -> Tensor | None:
-        """The mean over the heads of the weights, [N, T, S], without a graph; None where it has no road for that."""
+    def with_mean_of_heads(self, call: Call) -> tuple[Tensor, Tensor] | None:
+        """The output and the mean over the heads of the weights, [N, T, S], without a graph; None where it has no road
+        for that.
+        """
         if call.score.tanh_vector() is not None or self.refusal(call) is not None:
             return None
-        return kernels.mean_of_heads(call)
+        return kernels.with_mean_of_heads(call)
 
     def run(self, call: Call) -> Result:
         """Forward; the backward pass is set up in autograd."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from limelight.backends.exported import Exported
@@ -69,7 +70,14 @@ def observed(call: Call, gather: Gather) -> Gathered:
 
 def mean_of_heads(call: Call) -> Tensor | None:
     """The mean over the heads of a finished call's weights, [N, T, S], by such a pass; None where there is none."""
-    return _NATIVE.mean_of_heads(_with_least_value(call, NOTHING))
+    found = _NATIVE.with_mean_of_heads(_with_least_value(call, NOTHING))
+    return None if found is None else found[1]
+
+
+def with_mean_of_heads(call: Call) -> tuple[Tensor, Tensor] | None:
+    """The output of a call from which no gradient is wanted and that mean, by one pass; None where there is none."""
+    wanted = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in call.tensors())
+    return None if wanted or choose(call, "auto") is not _NATIVE else _NATIVE.with_mean_of_heads(call)
 
 
 def _with_least_value(call: Call, gather: Gather) -> Call:

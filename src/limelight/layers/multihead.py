@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limelight.attend import attend, look
+from limelight.attend import attend, attend_with_mean, look
 from limelight.backends.dropout import kept_over_rate
 from limelight.errors import ExportError, TorchArgumentError
 from limelight.interop.torch_attention import ignored
@@ -114,8 +114,9 @@ class MultiHeadAttention(nn.MultiheadAttention):
             key: [S, N, kdim], and accordingly.
             value: [S, N, vdim].
             key_padding_mask: [N, S], without a batch [S]; bool: True is ignored; float: added to the scores.
-            need_weights: True: the weights too, [N, L, S], on the CPU in a second pass of a kernel that stores nothing
-                else; with dropout, or each head's, in the memory of N H L S numbers; False: None in their place;
+            need_weights: True: the weights too, [N, L, S], on the CPU in the pass of a kernel that stores nothing else
+                (in a second one where gradients are wanted); with dropout, or each head's, in the memory of N H L S
+                numbers; False: None in their place;
                 "view": an `AttentionView` [N, H, L, S], of the weights before dropout.
             attn_mask: [L, S] or [N H, L, S]; bool: True is ignored; float: added to the scores.
             average_attn_weights: the mean over the heads; False: [N, H, L, S]. A view always has the heads.
@@ -198,6 +199,11 @@ class MultiHeadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | AttentionView]:
         """The output of all heads [N, H, L, D], and the weights or the view."""
         rate = options["dropout"]
+        if wanted is True and average and not rate:
+            at_once = attend_with_mean(*heads, mask=options["mask"], bias=options["bias"])
+            if at_once is not None:
+                output, weights = at_once
+                return output, (weights if batched else weights.squeeze(0)).to(output.dtype)
         seed = int(torch.randint(2**63 - 1, ())) if rate else None
         output, view = look(*heads, **options, seed=seed)
         if wanted == "view":
