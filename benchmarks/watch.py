@@ -4,8 +4,8 @@
     python -m benchmarks.watch MODEL LENGTH SIDE    # one side alone, in this process: its peak of memory
 
 The outputs of all sides are held against one another before anything is timed. Sides take turns, in an order drawn for
-each round; a side's ratio to plain sdpa is the median over the rounds of the ratio within one. Peaks are those of a
-process that runs one side once.
+each round; a side's ratio to plain sdpa is the median over the rounds of the ratio within one. Eager has rounds with
+sdpa alone: what comes after it finds its memory gone. Peaks are those of a process that runs one side once.
 """
 
 import importlib.util
@@ -40,26 +40,37 @@ def rows(rounds: int, longest: int = CASES[-1][1]) -> Iterator[dict[str, Any]]:
     for name, length in (case for case in CASES if case[1] <= longest):
         calls = sides(name, length)
         _check(calls)
-        seconds = _seconds(calls, max(3, rounds * 2048 // length))
+        count = max(3, rounds * 2048 // length)
         place = {"model": MODELS[name], "tokens": length}
-        for side, found in seconds.items():
-            ratios = [one / base for one, base in zip(found, seconds["sdpa"], strict=True)]
-            low, _, high = statistics.quantiles(ratios, n=4)
-            yield place | {
-                "side": side,
-                "ms": round(1000 * statistics.median(found), 1),
-                "to sdpa": round(statistics.median(ratios), 3),
-                "quartiles": f"{low:.3f} to {high:.3f}",
-                "peak MiB": _peak(name, length, side),
-            }
-        if _EAGER not in seconds:
+        eager = calls.pop(_EAGER, None)
+        yield from _timed(place, _seconds(calls, count), name)
+        if eager is not None:
+            apart = _seconds({"sdpa": calls["sdpa"], _EAGER: eager}, max(3, count // 4))
+            yield from _timed(place, apart, name, leave_out="sdpa")
+        else:
             yield place | {"side": _EAGER, "ms": f"not run: stores {_stored(name, length) / 2**30:.0f} GiB of weights"}
 
 
+def _timed(
+    place: dict[str, Any], seconds: dict[str, list[float]], name: str, leave_out: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of sides that took turns."""
+    for side, found in seconds.items():
+        if side == leave_out:
+            continue
+        ratios = [one / base for one, base in zip(found, seconds["sdpa"], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        yield place | {
+            "side": side,
+            "ms": round(1000 * statistics.median(found), 1),
+            "to sdpa": round(statistics.median(ratios), 3),
+            "quartiles": f"{low:.3f} to {high:.3f}",
+            "peak MiB": _peak(name, place["tokens"], side),
+        }
+
+
 def _seconds(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round; `_check` has warmed them up. The order of a round is drawn: what comes after
-    eager finds its memory gone.
-    """
+    """Seconds of each side in each round, whose order is drawn; `_check` has warmed them up."""
     found: dict[str, list[float]] = {side: [] for side in calls}
     names, draw = list(calls), random.Random(1)
     for _ in range(rounds):
